@@ -1,0 +1,258 @@
+"""Rule: a forward pass, the backward pass written for it, and the differentiable function the two make."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, NamedTuple, ParamSpec
+
+import jax
+import jax.numpy as jnp
+
+P = ParamSpec("P")
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """A hashable Python value (a shape, a dtype) that travels inside residuals.
+
+    A bare `int` among the residuals would turn into a traced array when they cross `jax.jit` or `jax.vmap`;
+    wrapped, it is part of the tree's structure and stays what it is.
+
+    >>> Static((2, 3)).value
+    (2, 3)
+    """
+
+    value: Hashable
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule(Generic[P]):
+    """A function whose derivative is written by hand.
+
+        forward(*arrays, **static)             -> (output, residuals)
+        backward(residuals, dy, **static)      -> a tuple: one cotangent for each array parameter of forward, in order
+
+    The positional parameters of `forward` are arrays (an optional one has the default `None`); the keyword-only
+    ones are static: hashable Python values, the same for both passes. `residuals` is whatever the backward pass
+    needs, a tree of arrays (`Static` wraps what is no array). A cotangent has the shape and dtype of its array;
+    `None` stands for the cotangent of an integer, boolean or key array, and only of those.
+
+    Calling a rule gives forward's output; `jax.grad` of the call runs `backward`, under jit, vmap, grad of grad,
+    `jax.checkpoint`, `lax.scan` and `shard_map` alike. Rules are frozen and compare by (forward, backward).
+
+    Args:
+      forward, backward: the two passes, pure functions.
+      name: what errors and reports call the rule; forward's name without `_forward` when not given.
+      reference: a plain function (*arrays, **static) -> output, equal to the forward in value, whose `jax.vjp` is
+        the gradient that `backward` intends, where that is a convention (the ties of a maximum). The plain forward
+        when not given. Only `autodiff` and the verifier use it.
+      batch_axes: for each array the axis of the samples, or None; for the verifier.
+
+    Raises:
+      TypeError: forward or backward is no function; on a call: arguments that do not fit forward's signature, an
+        argument that is no array, a static one that is not hashable; under differentiation: a backward pass whose
+        cotangents have the wrong number, shape or dtype.
+
+    >>> def square_forward(x):
+    ...     return x * x, x
+    >>> def square_backward(x, dy):
+    ...     return (2 * x * dy,)
+    >>> square = Rule(square_forward, square_backward)
+    >>> float(jax.grad(square)(3.0))
+    6.0
+    """
+
+    forward: Callable[P, tuple[Any, Any]]
+    backward: Callable[..., tuple[Any, ...]]
+    name: str = dataclasses.field(default="", compare=False)
+    _: dataclasses.KW_ONLY
+    reference: Callable[..., Any] | None = dataclasses.field(default=None, compare=False)
+    batch_axes: tuple[int | None, ...] | None = dataclasses.field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        for argument in ("forward", "backward"):
+            if not callable(getattr(self, argument)):
+                raise TypeError(f"Rule: {argument} must be a function, got {type(getattr(self, argument)).__name__}")
+        name = self.name or getattr(self.forward, "__name__", "rule").removesuffix("_forward")
+        object.__setattr__(self, "name", name)
+        signature = inspect.signature(self.forward)
+        if not any(p.kind is not p.KEYWORD_ONLY for p in signature.parameters.values()):
+            raise TypeError(f"Rule: forward must have a positional parameter, an array; got {name}{signature}")
+        # What `help`, `inspect.signature` and documentation tools read: the rule presents itself as its forward.
+        self.__dict__.update(
+            __name__=name,
+            __qualname__=name,
+            __module__=getattr(self.forward, "__module__", None),
+            __doc__=self.forward.__doc__,
+            __signature__=signature,
+        )
+
+    def __repr__(self) -> str:
+        return f"Rule({self.name})"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        arrays, static = self.bind(*args, **kwargs)
+        return self._function(tuple(static.items()), *equally_varying(arrays))
+
+    def bind(self, *args: Any, **kwargs: Any) -> tuple[tuple[jax.Array | None, ...], dict[str, Hashable]]:
+        """The arrays, one for each array parameter (None where absent), and all static values, defaults included."""
+        try:
+            bound = self.__signature__.bind(*args, **kwargs)  # type: ignore[attr-defined]
+        except TypeError as error:
+            raise TypeError(f"{self.name}: {error}") from None
+        bound.apply_defaults()
+        names = [n for n, p in bound.signature.parameters.items() if p.kind is not p.KEYWORD_ONLY]
+        names += names[-1:] * (len(bound.args) - len(names))  # f(*arrays) has one name for many
+        arrays = tuple(_array(self.name, n, a) for n, a in zip(names, bound.args, strict=False))
+        return arrays, {n: _hashable(self.name, n, v) for n, v in bound.kwargs.items()}
+
+    def static(self, **given: Any) -> dict[str, Hashable]:
+        """All static values, defaults included."""
+        parameters = self.__signature__.parameters.values()  # type: ignore[attr-defined]
+        arrays = [None for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        return self.bind(*arrays, **given)[1]
+
+    def replace(self, **changes: Any) -> Rule:
+        """Another rule with some fields changed: `conv2d.replace(backward=mine)`. Reference and batch axes stay."""
+        return dataclasses.replace(self, **changes)
+
+    def autodiff(self) -> Rule:
+        """The same forward, its backward made by `jax.vjp` of the reference: what the hand-written one must equal."""
+        return self._autodiff
+
+    def plain(self, *arrays: Any, **static: Any) -> Any:
+        """The output by the reference, or by the forward where there is none: what autodiff may differentiate."""
+        return self.forward(*arrays, **static)[0] if self.reference is None else self.reference(*arrays, **static)
+
+    @functools.cached_property
+    def _autodiff(self) -> Rule:
+        @functools.wraps(self.forward)
+        def forward(*args, **kwargs):
+            arrays, static = self.bind(*args, **kwargs)
+            return self.forward(*arrays, **static)[0], arrays
+
+        def backward(arrays, dy, **static):
+            return autodiff_vjp(functools.partial(self.plain, **static), arrays)[1](dy)
+
+        return self.replace(forward=forward, backward=backward)
+
+    @functools.cached_property
+    def _function(self) -> Callable[..., Any]:
+        @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+        def function(static, *arrays):
+            return self._split(self.forward(*arrays, **dict(static)))[0]
+
+        def forward(static, *arrays):
+            output, residuals = self._split(self.forward(*arrays, **dict(static)))
+            return output, (residuals, Static(tuple(map(_describe, arrays))))
+
+        def backward(static, saved, dy):
+            residuals, arrays = saved
+            return self._checked(self.backward(residuals, dy, **dict(static)), arrays.value)
+
+        function.defvjp(forward, backward)
+        return function
+
+    def _split(self, result: Any) -> tuple[Any, Any]:
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"{self.name}: forward must return (output, residuals), got {_kind(result)}")
+        return result
+
+    def _checked(self, cotangents: Any, arrays: tuple[_Described | None, ...]) -> tuple[Any, ...]:
+        """The cotangents as `jax.custom_vjp` wants them; it lets a wrong float dtype pass, this does not."""
+        if not isinstance(cotangents, tuple) or len(cotangents) != len(arrays):
+            raise TypeError(
+                f"{self.name}: backward must return a tuple of {len(arrays)} cotangents, one for each array parameter "
+                f"of forward, got {_kind(cotangents)}"
+            )
+        return tuple(self._check(i, c, a) for i, (c, a) in enumerate(zip(cotangents, arrays, strict=True)))
+
+    def _check(self, index: int, cotangent: Any, array: _Described | None) -> Any:
+        if array is None or not jnp.issubdtype(array.dtype, jnp.inexact):
+            return None
+        where = f"{self.name}: backward's cotangent {index}"
+        if cotangent is None:
+            raise TypeError(f"{where} is None, its array is {array}; None is for integer, boolean and key arrays")
+        got = _describe(cotangent)
+        if got is None or (got.shape, got.dtype) != (array.shape, array.dtype):
+            raise TypeError(f"{where} is {got}, its array is {array}; shape and dtype must be equal")
+        return _vary(cotangent, array.varying)
+
+
+class _Described(NamedTuple):
+    """What a cotangent must agree with; hashable, so that it can be kept beside the residuals."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    varying: frozenset[str]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+def _describe(array: Any) -> _Described | None:
+    if array is None:
+        return None
+    kind = jax.typeof(array)
+    return _Described(kind.shape, kind.dtype, frozenset(kind.manual_axis_type.varying))
+
+
+def _kind(value: Any) -> str:
+    return f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__
+
+
+def _array(rule: str, name: str, value: Any) -> jax.Array | None:
+    try:
+        return None if value is None else jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{rule}: {name} must be an array, got {type(value).__name__}") from None
+
+
+def _hashable(rule: str, name: str, value: Any) -> Hashable:
+    """Lists become tuples, so that `padding=[(1, 1), (1, 1)]` is as good as a tuple."""
+    if isinstance(value, list | tuple):
+        return tuple(_hashable(rule, name, v) for v in value)
+    if isinstance(value, jax.Array):
+        raise TypeError(f"{rule}: {name} must be a Python value known before tracing, got an array")
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(f"{rule}: {name} must be hashable, got {type(value).__name__}") from None
+    return value
+
+
+def _vary(array: Any, axes: frozenset[str]) -> Any:
+    missing = tuple(sorted(axes - frozenset(jax.typeof(array).manual_axis_type.varying)))
+    return jax.lax.pcast(array, missing, to="varying") if missing else array
+
+
+def equally_varying(tree: Any) -> Any:
+    """Under `shard_map`, every leaf varying over the mesh axes that any of them varies over; elsewhere, no change.
+
+    The cast stands outside the hand-written pass, so its transpose, the sum over the devices, is added by jax:
+    a backward pass need not know that an array was the same on all of them.
+    """
+    leaves = jax.tree.leaves(tree)
+    axes = frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in leaves))
+    return jax.tree.map(lambda leaf: _vary(leaf, axes), tree)
+
+
+def autodiff_vjp(function: Callable[..., Any], arrays: tuple[Any, ...]) -> tuple[Any, Callable[[Any], tuple]]:
+    """`jax.vjp` of a plain function in those of its arrays that have a derivative; the pullback says None for others."""
+    inexact = [a is not None and jnp.issubdtype(jax.typeof(a).dtype, jnp.inexact) for a in arrays]
+
+    def partial(*some):
+        given = iter(some)
+        return function(*(next(given) if i else a for a, i in zip(arrays, inexact, strict=True)))
+
+    output, pullback = jax.vjp(partial, *(a for a, i in zip(arrays, inexact, strict=True) if i))
+
+    def all_cotangents(dy):
+        given = iter(pullback(dy))
+        return tuple(next(given) if i else None for i in inexact)
+
+    return output, all_cotangents

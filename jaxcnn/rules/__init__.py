@@ -1,0 +1,1 @@
+"""The rules, one file a family: forward directly above backward, the derivation above both."""

@@ -1,0 +1,20 @@
+"""What all rules ask of their dtypes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def require_equal_floats(function: str, **arrays: jax.Array | None) -> None:
+    """Raises TypeError unless all arrays (None is left out) have one and the same floating dtype.
+
+    Nothing is promoted: a gradient has its array's dtype, and a silent cast there would lose digits unseen.
+    """
+    given = {name: a.dtype for name, a in arrays.items() if a is not None}
+    for name, dtype in given.items():
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"{function}: {name} must be floating point, got {dtype}")
+    if len(set(given.values())) > 1:
+        got = ", ".join(f"{name} {dtype}" for name, dtype in given.items())
+        raise TypeError(f"{function}: dtypes must be equal, got {got}")

@@ -1,0 +1,122 @@
+"""Losses: the mean over the batch of what each sample costs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.rule import Rule
+from jaxcnn.rules.dtypes import require_equal_floats
+
+
+class SoftmaxCrossEntropyResiduals(NamedTuple):
+    logits: jax.Array  # as given; the softmax of them is computed again
+    labels: jax.Array  # as given
+
+
+def softmax_cross_entropy_forward(
+    logits: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, SoftmaxCrossEntropyResiduals]:
+    """Cross-entropy of the softmax of the logits, the mean over the batch.
+
+    Args:
+      logits: (N, classes), or with any leading axes (..., classes), floating. ±1e4 is no difficulty; -inf is a class
+        with probability 0.
+      labels: class indices, whole numbers (...,); or rows (..., classes), one-hot or soft, floating, then of the
+        logits' dtype and differentiable like them, or whole numbers.
+
+    Returns:
+      A scalar of the logits' dtype. An index outside the classes raises ValueError where its value is known; under
+      `jax.jit`, where it is not, loss and gradient of its row are NaN, never a number that looks right.
+
+    Raises:
+      ValueError: shapes that do not fit, an empty batch, an index outside the classes.
+      TypeError: dtypes that do not fit.
+
+    Source: the course text, part 2 "Backward Softmax", delta = a - y.
+
+    >>> round(float(softmax_cross_entropy(jnp.array([[2.0, 0.0, 0.0]]), jnp.array([0]))), 4)
+    0.2395
+    >>> jax.grad(softmax_cross_entropy)(jnp.array([[1e4, -1e4]]), jnp.array([1]))
+    Array([[ 1., -1.]], dtype=float32)
+    """
+    _check(logits, labels)
+    logs = jax.nn.log_softmax(logits)
+    if _are_rows(logits, labels):
+        # 0 · -inf is NaN, but a class that is ruled out and does not occur costs nothing.
+        losses = -jnp.where(labels == 0, 0, labels * logs).sum(-1)
+    else:
+        chosen = jnp.take_along_axis(logs, _index(labels, logits), -1, mode="clip")[..., 0]
+        losses = jnp.where(_valid(labels, logits), -chosen, jnp.nan)
+    return losses.mean(), SoftmaxCrossEntropyResiduals(logits, labels)
+
+
+# For one sample L = -Σ_k y_k log a_k with a = softmax(z), log a_k = z_k - log Σ_j e^(z_j), so
+#
+#     d log a_k / dz_i = [i = k] - a_i        and        dL/dz_i = a_i Σ_k y_k - y_i  =  a_i - y_i  where Σ y = 1,
+#
+# the source's delta. dL/dy_k = -log a_k. The mean over N samples divides both by N.
+def softmax_cross_entropy_backward(residuals: SoftmaxCrossEntropyResiduals, dy: jax.Array):
+    logits, labels = residuals
+    a = jax.nn.softmax(logits)
+    share = dy / (logits.size // logits.shape[-1])
+    if not _are_rows(logits, labels):
+        delta = a - jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+        return jnp.where(_valid(labels, logits)[..., None], delta, jnp.nan) * share, None
+    y = labels.astype(logits.dtype)
+    return (a * y.sum(-1, keepdims=True) - y) * share, -jax.nn.log_softmax(logits) * share
+
+
+def softmax_cross_entropy_reference(logits, labels):
+    """The same without the special case of a zero label, which would hide the gradient of that label from autodiff."""
+    if not _are_rows(logits, labels):
+        return softmax_cross_entropy_forward(logits, labels)[0]
+    return -(labels * jax.nn.log_softmax(logits)).sum(-1).mean()
+
+
+softmax_cross_entropy = Rule(
+    softmax_cross_entropy_forward,
+    softmax_cross_entropy_backward,
+    "softmax_cross_entropy",
+    reference=softmax_cross_entropy_reference,
+    batch_axes=(0, 0),
+)
+
+
+def _are_rows(logits, labels) -> bool:
+    return labels.ndim == logits.ndim
+
+
+def _index(labels, logits):
+    """Indices as `take_along_axis` wants them; clipped first, since it counts negative ones from the end."""
+    return jnp.clip(labels, 0, logits.shape[-1] - 1)[..., None]
+
+
+def _valid(labels, logits):
+    return (labels >= 0) & (labels < logits.shape[-1])
+
+
+def _check(logits, labels) -> None:
+    name = "softmax_cross_entropy"
+    require_equal_floats(name, logits=logits)
+    if logits.ndim < 1 or logits.size == 0:
+        raise ValueError(f"{name}: logits must be (N, classes) and not empty, got shape {logits.shape}")
+    if labels.shape not in (logits.shape, logits.shape[:-1]):
+        raise ValueError(
+            f"{name}: labels must be indices {logits.shape[:-1]} or rows {logits.shape}, got shape {labels.shape}"
+        )
+    whole = jnp.issubdtype(labels.dtype, jnp.integer)
+    if _are_rows(logits, labels):
+        if not whole:
+            require_equal_floats(name, logits=logits, labels=labels)
+        return
+    if not whole:
+        raise TypeError(f"{name}: labels that are class indices must be whole numbers, got {labels.dtype}")
+    if not isinstance(labels, jax.core.Tracer):
+        values = np.asarray(labels)
+        if values.min() < 0 or values.max() >= logits.shape[-1]:
+            bad = values[(values < 0) | (values >= logits.shape[-1])].flat[0]
+            raise ValueError(f"{name}: labels must be in 0 … {logits.shape[-1] - 1}, got {bad}")

@@ -1,0 +1,198 @@
+"""Pooling: each window of an image becomes one value."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxcnn.rule import Rule
+from jaxcnn.rules.dtypes import require_equal_floats
+from jaxcnn.rules.window import Geometry, geometry, pair, tap, untap
+
+TIES = ("first", "split", "all")
+
+
+class MaxPoolResiduals(NamedTuple):
+    x: jax.Array  # as given; where it equals its window's maximum, the gradient goes
+    y: jax.Array  # the maxima; the next layer keeps this array as well
+
+
+def max_pool_forward(
+    x: jax.Array,
+    *,
+    window: int | tuple[int, int] = 2,
+    stride: int | tuple[int, int] | None = None,
+    padding: str | tuple = "VALID",
+    ties: str = "first",
+) -> tuple[jax.Array, MaxPoolResiduals]:
+    """The maximum of each window, for each channel apart.
+
+    A size that the windows do not fill is cut at the end under "VALID": of an odd height with window 2 and stride 2
+    the last row is not looked at, and its gradient is 0. (The source's loop fails there: H = 5 writes to
+    row 2 of an output of 2 rows.) "SAME" looks at it in a smaller window. NaN counts as the largest value.
+
+    Args:
+      x: H×W, H×W×C or N×H×W×C, any floating dtype.
+      window: rows and columns, a number or a pair.
+      stride: steps of the window; the window itself when None.
+      padding: "VALID", "SAME", or ((top, bottom), (left, right)). Added places never win.
+      ties: what the backward pass does where several values share the maximum, a point at which the derivative is not
+        defined: "first" gives the whole gradient to the first in row-major order (as XLA's and PyTorch's pooling do),
+        "split" equal shares to all of them (as `jnp.max` does), "all" the whole gradient to each (the source's
+        `g_maxpool`: where ties occur, not the gradient of any function).
+
+    Returns:
+      The maxima, Ho×Wo, Ho×Wo×C or N×Ho×Wo×C, of x's dtype; Ho = (H + padding - window) // stride + 1.
+
+    Raises:
+      ValueError: another number of axes, a window larger than the padded image, padding as large as the window (some
+        window would see no value at all), an unknown convention for ties.
+      TypeError: x not floating; window or stride that are no whole numbers.
+
+    Source: the course text, part 1 "Max-Pooling", part 2 "Backward Max-pool". The derivative at ties: Boustany,
+    "On the numerical reliability of nonsmooth autodiff: a MaxPool case study", TMLR 2024.
+
+    >>> x = jnp.array([[1.0, 2, 3, 4], [8, 7, 5, 6], [9, 11, 12, 10], [10, 7, 13, 9]])
+    >>> max_pool(x)
+    Array([[ 8.,  6.],
+           [11., 13.]], dtype=float32)
+    >>> jax.grad(lambda x: max_pool(x, ties="split").sum())(jnp.ones((2, 2)))
+    Array([[0.25, 0.25],
+           [0.25, 0.25]], dtype=float32)
+    """
+    g = _geometry(x, window, stride, padding, ties)
+    y = lax.reduce_window(
+        _with_all_axes(x),
+        np.array(-np.inf, x.dtype),
+        lax.max,
+        window_dimensions=(1, *g.window, 1),
+        window_strides=(1, *g.stride, 1),
+        padding=((0, 0), *g.padding, (0, 0)),
+    ).reshape(_output_shape(x, g))
+    return y, MaxPoolResiduals(x, y)
+
+
+# y = x[q] for the place q that holds the window's maximum, so dy/dx[q] = 1 there and 0 elsewhere: the window's dy goes
+# to the place that won, and a place that won in several overlapping windows gets the sum. Tap by tap: the values that
+# one place of the window sees, N×Ho×Wo×C, against the maxima. In the source's symbols g^l = [Z^l = a^l].
+def max_pool_backward(residuals: MaxPoolResiduals, dy: jax.Array, *, window, stride, padding, ties):
+    x, y = residuals
+    g = _geometry(x, window, stride, padding, ties)
+    if ties == "all" and (g.window, g.stride, g.padding) == ((2, 2), (2, 2), ((0, 0), (0, 0))):
+        return (g_maxpool(x, y) * _spread(dy, x.shape),)
+    x4, y4, dy4 = map(_with_all_axes, (x, y, dy))
+    padded = jnp.pad(x4, ((0, 0), *g.padding, (0, 0)), constant_values=-np.inf)
+    won = [_equal(tap(padded, place, g), y4) & _inside(place, g) for place in g.taps]
+    if ties == "first":
+        won = _first_only(won)
+    if ties == "split":
+        dy4 = dy4 / sum(w.astype(dy.dtype) for w in won)
+    dx = sum(untap(jnp.where(w, dy4, 0), place, g) for w, place in zip(won, g.taps, strict=True))
+    return (dx.reshape(x.shape),)
+
+
+def max_pool_reference(x, *, window=2, stride=None, padding="VALID", ties="first"):
+    """Max-pooling in plain jax, whose `jax.vjp` follows the convention: all taps side by side, one of them chosen."""
+    g = _geometry(x, window, stride, padding, ties)
+    padded = jnp.pad(_with_all_axes(x), ((0, 0), *g.padding, (0, 0)), constant_values=-np.inf)
+    taps = jnp.stack([tap(padded, place, g) for place in g.taps], axis=-1)
+    if ties == "split":  # jnp.max shares the gradient equally
+        y = taps.max(-1)
+    elif ties == "first":  # argmax is the first
+        y = jnp.take_along_axis(taps, taps.argmax(-1, keepdims=True), -1)[..., 0]
+    else:  # a sum over the tied values, less what is too much, as a constant
+        total = jnp.where(taps == taps.max(-1, keepdims=True), taps, 0).sum(-1)
+        y = total - lax.stop_gradient(total - taps.max(-1))
+    return y.reshape(_output_shape(x, g))
+
+
+max_pool = Rule(max_pool_forward, max_pool_backward, "max_pool", reference=max_pool_reference, batch_axes=(0,))
+
+
+def g_maxpool(z_l: jax.Array, a_mp: jax.Array) -> jax.Array:
+    """The source's gradient of 2×2 max-pooling with stride 2: 1 where the input equals its window's maximum, else 0.
+
+    Every tied maximum gets a 1. A last odd row or column belongs to no window and gets 0; the source's comparison
+    fails there, its two arrays differing in shape.
+
+    Args:
+      z_l: the input of the pooling, H×W, H×W×C or N×H×W×C, floating.
+      a_mp: its output, H//2×W//2, H//2×W//2×C or N×H//2×W//2×C, of the same dtype.
+
+    Returns:
+      The mask, of z_l's shape and dtype.
+
+    Raises:
+      ValueError: shapes that do not belong together. TypeError: dtypes that are not floating or not equal.
+
+    Source: the course text, part 2 "Simple Gradient of Max-pooling".
+
+    >>> z_l = jnp.array([[1.0, 2, 3, 4], [8, 7, 5, 6], [9, 11, 12, 10], [10, 7, 13, 9]])
+    >>> g_maxpool(z_l, max_pool(z_l))
+    Array([[0., 0., 0., 0.],
+           [1., 0., 0., 1.],
+           [0., 1., 0., 0.],
+           [0., 0., 1., 0.]], dtype=float32)
+    """
+    z_l, a_mp = jnp.asarray(z_l), jnp.asarray(a_mp)
+    require_equal_floats("g_maxpool", z_l=z_l, a_mp=a_mp)
+    needed = _output_shape(z_l, _geometry(z_l, 2, None, "VALID", "all", "g_maxpool", "z_l"))
+    if a_mp.shape != needed:
+        raise ValueError(f"g_maxpool: a_mp must have shape {needed} for z_l {z_l.shape}, got {a_mp.shape}")
+    return jnp.where(_equal(z_l, _spread(a_mp, z_l.shape)), _spread(jnp.ones_like(a_mp), z_l.shape), 0)
+
+
+def _spread(a: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Each value to the four places of its 2×2 window, zeros in an odd last row and column."""
+    rows = 1 if len(shape) == 4 else 0
+    a = jnp.repeat(jnp.repeat(a, 2, axis=rows + 1), 2, axis=rows)
+    return jnp.pad(a, [(0, s - t) for s, t in zip(shape, a.shape, strict=True)])
+
+
+def _equal(values: jax.Array, maximum: jax.Array) -> jax.Array:
+    return (values == maximum) | (values != values)  # NaN is not equal to itself, and wins
+
+
+def _inside(place: tuple[int, int], g: Geometry) -> np.ndarray:
+    """Ho×Wo×1: whether the tap looks at the image there, or at the padding, which never wins."""
+    seen = [
+        (0 <= (at := start + s * np.arange(out) - before)) & (at < size)
+        for start, s, out, (before, _), size in zip(place, g.stride, g.output, g.padding, g.size, strict=True)
+    ]
+    return (seen[0][:, None] & seen[1][None, :])[..., None]
+
+
+def _first_only(won: list[jax.Array]) -> list[jax.Array]:
+    first, taken = [], jnp.zeros_like(won[0])
+    for w in won:
+        first.append(w & ~taken)
+        taken |= w
+    return first
+
+
+def _with_all_axes(x: jax.Array) -> jax.Array:
+    x = x.reshape(*x.shape, 1) if x.ndim == 2 else x
+    return x.reshape(-1, *x.shape[-3:])
+
+
+def _output_shape(x: jax.Array, g: Geometry) -> tuple[int, ...]:
+    return (*x.shape[: x.ndim // 4], *g.output, *x.shape[2 + x.ndim // 4 :])
+
+
+def _geometry(x, window, stride, padding, ties, function="max_pool", argument="x") -> Geometry:
+    if x.ndim not in (2, 3, 4):
+        raise ValueError(f"{function}: {argument} must be H×W, H×W×C or N×H×W×C, got shape {x.shape}")
+    require_equal_floats(function, **{argument: x})
+    if ties not in TIES:
+        raise ValueError(f"{function}: ties must be one of {', '.join(TIES)}, got {ties!r}")
+    rows = 1 if x.ndim == 4 else 0
+    window = pair(function, "window", window)
+    g = geometry(function, x.shape[rows : rows + 2], window, window if stride is None else stride, 1, padding)
+    for wide, pads in zip(g.window, g.padding, strict=True):
+        if max(pads) >= wide:
+            raise ValueError(f"{function}: padding must be less than the window, got {pads} for a window of {wide}")
+    return g
