@@ -20,7 +20,9 @@ from jaxcnn.rules.pooling import max_pool
 from jaxcnn.rules.shape import flatten
 from jaxcnn.rules.window import pair
 
-Initializer = jax.nn.initializers.Initializer
+Initializer = initializers.Initializer
+HE_NORMAL = initializers.he_normal(in_axis=-1, out_axis=0)  # for filters n×h×w×C
+GLOROT_UNIFORM = initializers.glorot_uniform()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +125,7 @@ def Conv2D(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     bias: bool = True,
-    filters_init: Initializer = initializers.he_normal(in_axis=-1, out_axis=0),
+    filters_init: Initializer = HE_NORMAL,
     bias_init: Initializer = initializers.zeros,
     rule: Rule = conv2d,
     name: str = "conv2d",
@@ -153,7 +155,7 @@ def Dense(
     features: int,
     *,
     bias: bool = True,
-    weights_init: Initializer = initializers.glorot_uniform(),
+    weights_init: Initializer = GLOROT_UNIFORM,
     bias_init: Initializer = initializers.zeros,
     rule: Rule = dense,
     name: str = "dense",
@@ -304,7 +306,7 @@ def residual(layer: Layer, shortcut: Layer | None = None, *, name: str = "residu
     return Layer(name, init, forward, backward, layers=tuple(sides.values()), reference=reference)
 
 
-def differentiable(layer: Layer) -> Callable[..., tuple[Any, dict]]:
+def differentiable(layer: Layer) -> Callable[..., Any]:
     """The layer as a function (params, state, x, *, train=False, key=None) -> (y, new_state) that jax differentiates
     by the hand-written backward passes.
 

@@ -13,7 +13,7 @@ def source(classes: int = 10) -> Layer:
     Source: the course text, parts 1 and 2.
     """
     return sequential(
-        Conv2D(32, 3), ReLU(), MaxPool(2), Flatten(), Dense(128), Sigmoid(), Dense(classes), name="source"
+        Conv2D(64, 3), ReLU(), MaxPool(2), Flatten(), Dense(128), Sigmoid(), Dense(classes), name="source"
     )
 
 

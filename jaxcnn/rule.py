@@ -26,7 +26,7 @@ class Static:
     (2, 3)
     """
 
-    value: Hashable
+    value: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,24 +101,31 @@ class Rule(Generic[P]):
     def bind(self, *args: Any, **kwargs: Any) -> tuple[tuple[jax.Array | None, ...], dict[str, Hashable]]:
         """The arrays, one for each array parameter (None where absent), and all static values, defaults included."""
         try:
-            bound = self.__signature__.bind(*args, **kwargs)  # type: ignore[attr-defined]
+            bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{self.name}: {error}") from None
         bound.apply_defaults()
-        names = [n for n, p in bound.signature.parameters.items() if p.kind is not p.KEYWORD_ONLY]
-        names += names[-1:] * (len(bound.args) - len(names))  # f(*arrays) has one name for many
-        arrays = tuple(_array(self.name, n, a) for n, a in zip(names, bound.args, strict=False))
+        names = self.argument_names(len(bound.args))
+        arrays = tuple(_array(self.name, n, a) for n, a in zip(names, bound.args, strict=True))
         return arrays, {n: _hashable(self.name, n, v) for n, v in bound.kwargs.items()}
+
+    def argument_names(self, count: int) -> list[str]:
+        """The names of the first `count` arrays; those of a forward(*arrays) are numbered."""
+        parameters = self._signature.parameters.values()
+        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        return (names + [f"{p.name}[{i}]" for p in parameters if p.kind is p.VAR_POSITIONAL for i in range(count)])[
+            :count
+        ]
 
     def static(self, **given: Any) -> dict[str, Hashable]:
         """All static values, defaults included."""
-        parameters = self.__signature__.parameters.values()  # type: ignore[attr-defined]
-        arrays = [None for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-        return self.bind(*arrays, **given)[1]
+        parameters = self._signature.parameters.values()
+        arrays = [None for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        return self.bind(*arrays, **given)[1]  # pyright: ignore[reportCallIssue]
 
     def replace(self, **changes: Any) -> Rule:
         """Another rule with some fields changed: `conv2d.replace(backward=mine)`. Reference and batch axes stay."""
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **changes)  # pyright: ignore[reportCallIssue]
 
     def autodiff(self) -> Rule:
         """The same forward, its backward made by `jax.vjp` of the reference: what the hand-written one must equal."""
@@ -128,10 +135,14 @@ class Rule(Generic[P]):
         """The output by the reference, or by the forward where there is none: what autodiff may differentiate."""
         return self.forward(*arrays, **static)[0] if self.reference is None else self.reference(*arrays, **static)
 
+    @property
+    def _signature(self) -> inspect.Signature:
+        return self.__dict__["__signature__"]
+
     @functools.cached_property
     def _autodiff(self) -> Rule:
         @functools.wraps(self.forward)
-        def forward(*args, **kwargs):
+        def forward(*args: Any, **kwargs: Any):
             arrays, static = self.bind(*args, **kwargs)
             return self.forward(*arrays, **static)[0], arrays
 
@@ -242,7 +253,7 @@ def equally_varying(tree: Any) -> Any:
 
 
 def autodiff_vjp(function: Callable[..., Any], arrays: tuple[Any, ...]) -> tuple[Any, Callable[[Any], tuple]]:
-    """`jax.vjp` of a plain function in those of its arrays that have a derivative; the pullback says None for others."""
+    """`jax.vjp` of a plain function in those of its arrays that have a derivative; None for the others."""
     inexact = [a is not None and jnp.issubdtype(jax.typeof(a).dtype, jnp.inexact) for a in arrays]
 
     def partial(*some):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -147,9 +148,13 @@ def _filter_gradient(image: jax.Array, dy: jax.Array, g: Geometry, groups: int) 
     n = dy.shape[-1]
     padded = jnp.pad(image, ((0, 0), *g.padding, (0, 0)))
     patches = jnp.stack([tap(padded, place, g) for place in g.taps], axis=3)
-    # N images, r×s places, t taps, g groups, c and o channels in and out: one matrix product for each group.
-    patches = patches.reshape(*patches.shape[:4], groups, -1)
-    dw = jnp.einsum("Nrstgc,Nrsgo->gotc", patches, dy.reshape(*dy.shape[:3], groups, -1))
+    # All images and places are one long sum; cut into blocks, which are added at the end, it loses fewer digits.
+    places = math.prod(dy.shape[:3])
+    blocks = max((b for b in range(1, 17) if places % b == 0), default=1)
+    rows = (blocks, places // blocks)
+    # b blocks, r rows, t taps, g groups, c and o channels in and out: a matrix product for each block and group.
+    patches = patches.reshape(*rows, len(g.taps), groups, image.shape[-1] // groups)
+    dw = jnp.einsum("brtgc,brgo->bgotc", patches, dy.reshape(*rows, groups, n // groups)).sum(0)
     return dw.reshape(n, *g.window, -1)
 
 
@@ -180,7 +185,8 @@ def _geometry(image, filters, bias, stride, padding, dilation, groups) -> Geomet
     """What the shapes and the static arguments mean; refuses what does not fit together."""
     if (image.ndim, filters.ndim) not in _RANKS:
         raise ValueError(
-            f"conv2d: image and filters must be {', '.join(_RANKS.values())}; got shapes {image.shape} and {filters.shape}"
+            f"conv2d: image and filters must be {', '.join(_RANKS.values())}; "
+            f"got shapes {image.shape} and {filters.shape}"
         )
     require_equal_floats("conv2d", image=image, filters=filters, bias=bias)
     channels, filter_channels = (a.shape[-1] if a.ndim > 2 else 1 for a in (image, filters))

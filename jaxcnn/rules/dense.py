@@ -16,9 +16,7 @@ class DenseResiduals(NamedTuple):
     w: jax.Array  # as given, for dx
 
 
-def dense_forward(
-    x: jax.Array, w: jax.Array, b: jax.Array | None = None
-) -> tuple[jax.Array, DenseResiduals]:
+def dense_forward(x: jax.Array, w: jax.Array, b: jax.Array | None = None) -> tuple[jax.Array, DenseResiduals]:
     """The product x w + b.
 
     Args:
@@ -97,7 +95,9 @@ def backproplayer(
     require_equal_floats("backproplayer", a_l=a_l, da_lp1=da_lp1, W_l=W_l)
     g_l = jnp.asarray(g_l, a_l.dtype)
     if a_l.shape[0] != da_lp1.shape[0]:
-        raise ValueError(f"backproplayer: a_l has {a_l.shape[0]} samples, da_lp1 has {da_lp1.shape[0]}; they must agree")
+        raise ValueError(
+            f"backproplayer: a_l has {a_l.shape[0]} samples, da_lp1 has {da_lp1.shape[0]}; they must agree"
+        )
     if W_l.shape[1] != da_lp1.shape[1]:
         raise ValueError(
             f"backproplayer: W_l must be (out, {da_lp1.shape[1]}) for da_lp1 {da_lp1.shape}, got shape {W_l.shape}"

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxcnn.rule import Rule
 from jaxcnn.rules.dtypes import require_equal_floats
@@ -115,7 +116,7 @@ def _check(logits, labels) -> None:
         return
     if not whole:
         raise TypeError(f"{name}: labels that are class indices must be whole numbers, got {labels.dtype}")
-    if not isinstance(labels, jax.core.Tracer):
+    if not isinstance(labels, Tracer):
         values = np.asarray(labels)
         if values.min() < 0 or values.max() >= logits.shape[-1]:
             bad = values[(values < 0) | (values >= logits.shape[-1])].flat[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -91,7 +92,7 @@ def max_pool_backward(residuals: MaxPoolResiduals, dy: jax.Array, *, window, str
         won = _first_only(won)
     if ties == "split":
         dy4 = dy4 / sum(w.astype(dy.dtype) for w in won)
-    dx = sum(untap(jnp.where(w, dy4, 0), place, g) for w, place in zip(won, g.taps, strict=True))
+    dx = functools.reduce(jnp.add, (untap(jnp.where(w, dy4, 0), p, g) for w, p in zip(won, g.taps, strict=True)))
     return (dx.reshape(x.shape),)
 
 
@@ -159,11 +160,11 @@ def _equal(values: jax.Array, maximum: jax.Array) -> jax.Array:
 
 def _inside(place: tuple[int, int], g: Geometry) -> np.ndarray:
     """Ho×Wo×1: whether the tap looks at the image there, or at the padding, which never wins."""
-    seen = [
-        (0 <= (at := start + s * np.arange(out) - before)) & (at < size)
+    rows, columns = (
+        np.isin(start + s * np.arange(out) - before, np.arange(size))
         for start, s, out, (before, _), size in zip(place, g.stride, g.output, g.padding, g.size, strict=True)
-    ]
-    return (seen[0][:, None] & seen[1][None, :])[..., None]
+    )
+    return (rows[:, None] & columns)[..., None]
 
 
 def _first_only(won: list[jax.Array]) -> list[jax.Array]:

@@ -71,5 +71,6 @@ def unflatten(a: jax.Array, N: int, H: int, W: int, C: int) -> jax.Array:
     """
     a = jnp.asarray(a)
     if a.size != N * H * W * C:
-        raise ValueError(f"unflatten: a must hold N·H·W·C = {N}·{H}·{W}·{C} = {N * H * W * C} values, got shape {a.shape}")
+        needed = f"N·H·W·C = {N}·{H}·{W}·{C} = {N * H * W * C}"
+        raise ValueError(f"unflatten: a must hold {needed} values, got shape {a.shape}")
     return a.reshape(N, H, W, C)

@@ -48,15 +48,16 @@ def geometry(function: str, size, window, stride, dilation, padding) -> Geometry
         pads = lax.padtype_to_pads(size, reach, stride, padding)
     else:
         pads = _pairs(function, padding)
-    pads = tuple((int(before), int(after)) for before, after in pads)
+    (top, bottom), (left, right) = pads
+    pads = ((int(top), int(bottom)), (int(left), int(right)))
     padded = [s + before + after for s, (before, after) in zip(size, pads, strict=True)]
     if any(r > p for r, p in zip(reach, padded, strict=True)):
         raise ValueError(
             f"{function}: the window spans {reach[0]}×{reach[1]}, the padded image is {padded[0]}×{padded[1]}; "
             "the window must fit into it"
         )
-    output = [(p - r) // s + 1 for p, r, s in zip(padded, reach, stride, strict=True)]
-    return Geometry(tuple(size), tuple(window), stride, dilation, pads, tuple(output))
+    output = ((padded[0] - reach[0]) // stride[0] + 1, (padded[1] - reach[1]) // stride[1] + 1)
+    return Geometry(tuple(size), tuple(window), stride, dilation, pads, output)
 
 
 def tap(padded: jax.Array, place: tuple[int, int], g: Geometry) -> jax.Array:
@@ -85,7 +86,7 @@ def pair(function: str, argument: str, value: Any) -> tuple[int, int]:
     return int(values[0]), int(values[1])
 
 
-def _pairs(function: str, padding: Any) -> tuple[tuple[int, int], ...]:
+def _pairs(function: str, padding: Any) -> Any:
     ok = isinstance(padding, Sequence) and len(padding) == 2
     ok = ok and all(isinstance(p, Sequence) and len(p) == 2 and all(map(_whole, p)) for p in padding)
     if not ok:
@@ -95,7 +96,7 @@ def _pairs(function: str, padding: Any) -> tuple[tuple[int, int], ...]:
         )
     if min(map(min, padding)) < 0:
         raise ValueError(f"{function}: padding must not be negative, got {padding!r}")
-    return tuple(tuple(p) for p in padding)
+    return padding
 
 
 def _reach(window, dilation) -> tuple[int, int]:

@@ -1,0 +1,310 @@
+"""The command line: arguments -> the functions of the library. The only place that prints."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jaxcnn.training.loop import Run
+
+try:
+    import tyro
+except ModuleNotFoundError:  # said in main, where it can be said in one line
+    tyro = None  # type: ignore[assignment]
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train a network, every gradient by hand."""
+
+    data: Annotated[str, "digits|DIR"] = "digits"
+    """scikit-learn's digits, or a folder of idx files (MNIST's format, gzipped or not)."""
+    model: Literal["source", "lenet5", "two_conv"] = "source"
+    """The source's network, LeNet-5, or two convolutions."""
+    backward: Literal["manual", "autodiff"] = "manual"
+    """The hand-written backward passes, or jax.grad's for comparison."""
+    epochs: int | None = None
+    """Passes over the training images (40 for digits, else 5)."""
+    batch_size: int = 32
+    """Images a step."""
+    learning_rate: float | None = None
+    """Of AdamW at the start; it falls to 0 along a cosine (0.008 for digits, else 0.001)."""
+    weight_decay: float | None = None
+    """Of AdamW, for weights and filters (0.3 for digits, else 0.01)."""
+    seed: int = 0
+    """Of the split, the initial parameters and the order of the images."""
+    validation: float = 0.0
+    """Fraction of the training images to set aside and report on after each epoch."""
+    classes: int = 10
+    """Number of classes in a folder of idx files."""
+    cores: int | None = None
+    """CPU cores to use (all); each becomes a device with its share of the batch."""
+    out: Path | None = None
+    """The run folder, new or empty (runs/DATA-MODEL-seedN-TIME)."""
+    resume: Path | None = None
+    """An earlier run folder, to go on with; its configuration holds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verify:
+    """Compare every hand-written backward pass with autodiff, in float64, float32 and bfloat16."""
+
+    full: bool = False
+    """All cases: odd and even sizes, strides, groups, ties, single pixels (minutes)."""
+    json: Path | None = None
+    """Write the result to this file."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status: 0 done, 1 a check failed or the run diverged, 2 bad arguments
+    or data, 130 and 143 after an interrupt.
+    """
+    if tyro is None:
+        return _complain('the command line needs more packages; install them with: pip install "jaxcnn[train]"')
+    try:
+        command = _parse(sys.argv[1:] if arguments is None else arguments)
+        return _verify(command) if isinstance(command, Verify) else _train(command)
+    except SystemExit as end:  # --help, and what _parse refuses
+        return int(end.code or 0)
+    except ModuleNotFoundError as error:
+        return _complain(f'needs the package {error.name}; install it with: pip install "jaxcnn[train]"')
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get("JAXCNN_TRACEBACK"):
+            raise
+        return _complain(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _complain(message: str, status: int = 2) -> int:
+    print(f"jaxcnn: {message}", file=sys.stderr)
+    return status
+
+
+def _parse(arguments: Sequence[str]) -> Train | Verify:
+    """Raises SystemExit, with one line on standard error for what is wrong."""
+    commands = (
+        Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)]
+        | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
+    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                commands,  # pyright: ignore[reportArgumentType]
+                prog="jaxcnn",
+                description="Convolutional networks with the backward pass written by hand.",
+                args=list(arguments),
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as end:
+        if end.code:
+            _complain(_one_line(said.getvalue()))
+        raise
+
+
+def _one_line(box: str) -> str:
+    """tyro's framed paragraphs as a sentence: the first one, and the option that may have been meant."""
+    inside = [line.strip("│ \t") for line in box.splitlines() if line.startswith("│")]
+    paragraphs = " ".join("\0" if set(line) == {"─"} else line for line in inside).split("\0")
+    meant = re.findall(r"--[\w-]+", paragraphs[1]) if "meant" in "".join(paragraphs[1:2]) else []
+    hint = f"did you mean {meant[0]}? " if meant else ""
+    return f"{paragraphs[0].strip().rstrip('.')}; {hint}see jaxcnn --help"
+
+
+def _train(arguments: Train) -> int:
+    from rich.console import Console
+
+    from jaxcnn.training.checkpoint import RunFolder
+    from jaxcnn.training.devices import use_cpu_cores
+    from jaxcnn.training.loop import Config, Diverged, Interrupted, finished, from_folder, new_folder, prepare
+
+    console = Console(highlight=False, soft_wrap=True)
+    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Config)}
+    config = Config(**given)
+    if arguments.resume is not None:
+        config = from_folder(RunFolder(arguments.resume))
+        _refuse_changes(arguments, given, config)
+    folder = RunFolder(arguments.resume or arguments.out or new_folder(config))
+    use_cpu_cores(arguments.cores)
+    run = prepare(config)
+    if arguments.resume is not None and (last := finished(run, folder)) is not None:
+        console.print(f"{folder.path} is finished: test accuracy {last['test_accuracy']:.2%}")
+        return 0
+    with _Signals() as signals, folder:
+        try:
+            last = _show(run, folder, arguments.resume is not None, signals, console)
+        except Interrupted as stopped:
+            console.print(f"Interrupted at {stopped}; go on with: jaxcnn train --resume {folder.path}")
+            return 128 + signals.received
+        except Diverged as diverged:
+            return _complain(str(diverged), 1)
+    _close(run, last, console)
+    console.print(f"run folder: {folder.path}")
+    return 0
+
+
+def _refuse_changes(arguments: Train, given: dict[str, Any], kept: Any) -> None:
+    default = Train()
+    if arguments.out is not None:
+        raise ValueError("--out: not with --resume, which goes on in the run's own folder")
+    for name, value in given.items():
+        if value != getattr(default, name) and value != getattr(kept, name):
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option}: got {value}, but the run to resume has {getattr(kept, name)}; leave it out")
+
+
+def _show(run: Run, folder: Any, resume: bool, signals: _Signals, console: Console) -> dict[str, Any]:
+    """Trains and shows it; returns the last line of metrics."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from jaxcnn.training import loop
+
+    config = run.config
+    count = sum(p.size for p in _leaves(run.state.params))
+    console.print(
+        f"{config.model} on {config.data}: {count:,} parameters, {len(run.data.train.labels):,} training images, "
+        f"{config.epochs} epochs of {run.steps_an_epoch} steps, batch {config.batch_size}, backward {config.backward}"
+    )
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:,.0f} images/s"),
+    ]
+    last: dict[str, Any] = {}
+    every = max(1, (config.epochs or 1) // 10)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("training", total=run.steps, loss=float("nan"), rate=0.0, visible=False)
+        for event in loop.train(run, folder, resume=resume, stop=lambda: signals.received != 0):
+            match event:
+                case loop.GradientCheck(differences):
+                    console.print(_gradient_table(differences))
+                case loop.Progress():
+                    bar.update(task, completed=event.step, loss=event.loss, rate=event.images_per_second, visible=True)
+                case loop.EpochEnd(last):
+                    if last["epoch"] % every == 0 or last["epoch"] == config.epochs:
+                        console.print(_epoch_text(last))
+    return last
+
+
+def _gradient_table(differences: dict[str, float]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="first batch: hand-written gradient against autodiff's")
+    table.add_column("parameter")
+    table.add_column("largest difference, relative", justify="right")
+    for name, difference in differences.items():
+        table.add_row(name, f"{difference:.1e}")
+    return table
+
+
+def _epoch_text(line: dict[str, Any]) -> str:
+    held_out = f"  validation accuracy {line['validation_accuracy']:.2%}" if "validation_accuracy" in line else ""
+    rate = f"{line['images_per_second']:,.0f} images/s"
+    return f"epoch {line['epoch']:>3}  train loss {line['train_loss']:.4f}{held_out}  {rate}"
+
+
+def _close(run: Run, last: dict[str, Any], console: Console) -> None:
+    """The closing table: the network beside the nearest neighbour in the same training images."""
+    from rich.table import Table
+    from sklearn.neighbors import KNeighborsClassifier
+
+    (images, labels), (test_images, test_labels) = run.data.train, run.data.test
+    neighbour = KNeighborsClassifier(1, algorithm="brute").fit(images.reshape(len(images), -1), labels)
+    nearest = neighbour.score(test_images.reshape(len(test_images), -1), test_labels)
+    table = Table(title=f"{len(test_labels):,} test images")
+    table.add_column("")
+    table.add_column("accuracy", justify="right")
+    table.add_column("wrong", justify="right")
+    for name, accuracy in ((run.config.model, last["test_accuracy"]), ("1-nearest-neighbour", nearest)):
+        table.add_row(name, f"{accuracy:.2%}", str(round((1 - accuracy) * len(test_labels))))
+    console.print(table)
+
+
+class _Signals:
+    """Within it, SIGINT and SIGTERM are remembered, so that the step ends and the state is saved; a second one ends
+    the program at once.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def __enter__(self) -> _Signals:
+        self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.received:
+            os._exit(128 + number)
+        self.received = number
+
+
+def _verify(arguments: Verify) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from jaxcnn.verification.cases import full_cases, short_cases
+    from jaxcnn.verification.verify import Options
+
+    console = Console(highlight=False)
+    cases = full_cases() if arguments.full else short_cases()
+    checks = ("float64", *Options().dtypes)
+    table = Table(title="hand-written backward passes against autodiff")
+    for heading in ("rule or layer", "case", *checks, ""):
+        table.add_column(heading, justify="right" if heading in checks else "left")
+    reports = []
+    start = time.perf_counter()
+    for case in _tracked(cases, console):
+        report = case.verify()
+        reports.append((case, report))
+        errors = (f"{report.largest(check):.1e}" for check in checks)
+        table.add_row(report.name, case.what, *errors, "ok" if report.ok else "FAILED")
+    console.print(table)
+    for _, report in reports:
+        if not report.ok:
+            console.print(str(report))
+    failed = sum(not report.ok for _, report in reports)
+    largest = max(report.largest("float64") for _, report in reports)
+    console.print(
+        f"{len(reports)} cases, {failed} failed; largest float64 error {largest:.1e} of the largest element; "
+        f"{time.perf_counter() - start:.0f} s"
+    )
+    if arguments.json is not None:
+        result = {"cases": len(reports), "failed": failed, "largest_float64_error": largest, "results": []}
+        for case, report in reports:
+            rows = [row._asdict() | {"relative": row.relative, "ok": row.ok} for row in report.rows]
+            findings = [finding._asdict() for finding in report.findings]
+            entry = {"name": report.name, "case": case.what, "static": repr(case.static), "ok": report.ok}
+            result["results"].append({**entry, "rows": rows, "findings": findings})
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 1 if failed else 0
+
+
+def _tracked(cases: Sequence[Any], console: Console) -> Iterator[Any]:
+    from rich.progress import track
+
+    return iter(track(cases, "verifying", console=console, transient=True, disable=not console.is_terminal))
+
+
+def _leaves(tree: Any) -> list[Any]:
+    import jax
+
+    return jax.tree.leaves(tree)

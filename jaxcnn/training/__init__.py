@@ -1,0 +1,1 @@
+"""Training whole networks backward without autodiff; optax does the updates."""

@@ -1,0 +1,161 @@
+"""What is kept on disk: a network's parameters, and the folder of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcnn.training.idx import DataError
+from jaxcnn.training.step import TrainState
+
+
+def save(path: str | Path, params: dict[str, Any], state: dict[str, Any] | None = None) -> None:
+    """Writes a network's params and state as an orbax checkpoint, nested dicts of arrays that orbax alone can read.
+
+    Args:
+      path: a folder, which must not exist yet.
+
+    Raises:
+      FileExistsError: the folder exists.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "network"
+    >>> save(path, {"dense": {"weights": np.ones((2, 3))}})
+    >>> load(path)[0]["dense"]["weights"].shape
+    (2, 3)
+    """
+    path = Path(path).absolute()
+    if path.exists():
+        raise FileExistsError(f"save: {path} exists; give a new path")
+    _orbax().save(path, {"params": _on_host(params), "state": _on_host(state or {})})
+
+
+def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The (params, state) that `save` wrote.
+
+    Raises:
+      FileNotFoundError: no such folder. DataError: it holds no network that `save` wrote.
+    """
+    path = Path(path).absolute()
+    if not path.is_dir():
+        raise FileNotFoundError(f"load: {path}: no such folder")
+    try:
+        tree = _orbax().load(path)
+        return tree["params"], tree["state"]
+    except Exception as error:
+        raise DataError(f"load: {path} is no complete network of jaxcnn.save: {str(error).splitlines()[0]}") from None
+
+
+def params_sha256(params: Any) -> str:
+    """A digest of all parameters: their names, dtypes, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+class RunFolder:
+    """config.json, metrics.jsonl and checkpoints/ of one run; a context, which ends when all is written.
+
+    The first checkpoint, of step 0, is written before config.json: a folder that has its config can be resumed.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).absolute()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._checkpoints.close()
+
+    def create(self, config: dict[str, Any], state: TrainState) -> None:
+        """A new run. Raises DataError where the folder cannot be made or holds files."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            taken = next(self.path.iterdir(), None) is not None
+        except OSError as error:
+            raise DataError(f"--out {self.path}: cannot be made: {error.strerror}") from None
+        if taken:
+            raise DataError(f"--out {self.path}: holds files already; give a new folder, or --resume it")
+        self._open()
+        self.keep(state, {})
+        self._checkpoints.wait()
+        temporary = self.path / "config.json.part"
+        temporary.write_text(json.dumps(config, indent=2) + "\n")
+        temporary.rename(self.path / "config.json")
+
+    def resume(self, like: TrainState) -> tuple[TrainState, dict[str, float]]:
+        """The newest state, and what was kept beside it; lines of metrics after it are dropped."""
+        self._open()
+        newest = self._checkpoints.latest
+        if newest is None:
+            raise DataError(f"--resume {self.path}: no checkpoint in checkpoints/; start the run anew")
+        template = {"state": _on_host(like), "sums": {"loss": 0.0, "seconds": 0.0}}
+        try:
+            kept = self._checkpoints.load(newest.step, template)
+        except Exception as error:
+            said = str(error).splitlines()[0]
+            raise DataError(f"--resume {self.path}: checkpoint {newest.step} cannot be read: {said}") from None
+        state = jax.tree.map(_like, like, kept["state"])
+        lines = [m for m in self.metrics() if m["step"] <= newest.step]
+        (self.path / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in lines))
+        return state, kept["sums"]
+
+    def keep(self, state: TrainState, sums: dict[str, float]) -> None:
+        """Writes a checkpoint beside the training; `sums` are the current epoch's so far."""
+        sums = {"loss": 0.0, "seconds": 0.0} | sums
+        self._checkpoints.wait()  # for the one before, or this one would be left out
+        self._checkpoints.save_async(int(state.step), {"state": _on_host(state), "sums": sums})
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """One more line of metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def config(self) -> dict[str, Any]:
+        """Raises DataError where there is no run."""
+        try:
+            return json.loads((self.path / "config.json").read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(f"--resume {self.path}: no run there: config.json cannot be read ({error})") from None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]  # a last one cut short was never whole
+
+    def _open(self) -> None:
+        from orbax.checkpoint import v1
+
+        self._checkpoints = v1.training.Checkpointer(self.path / "checkpoints", cleanup_tmp_directories=True)
+
+
+def _on_host(tree: Any) -> Any:
+    """Copies, as NumPy: on a CPU a view would change when the step donates its state."""
+
+    def copy(leaf):
+        return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+    return jax.tree.map(copy, tree)
+
+
+def _like(leaf: jax.Array, kept: np.ndarray) -> jax.Array:
+    return jax.random.wrap_key_data(kept) if _is_key(leaf) else jax.numpy.asarray(kept)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _orbax() -> Any:
+    from orbax.checkpoint import v1
+
+    return v1

@@ -1,0 +1,67 @@
+"""Which devices a step runs on."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+BATCH = "batch"  # the one mesh axis: the samples of a batch
+
+
+def use_cpu_cores(n: int | None = None) -> int:
+    """Makes one CPU device of each core, so that a step shares its batch among them. Returns how many.
+
+    XLA runs most convolutions on one thread; with a device a core all cores work.
+
+    Args:
+      n: how many; all the cores this process may use when None.
+
+    Raises:
+      ValueError: n less than 1. RuntimeError: jax has used a device already, and then the number is fixed.
+
+    >>> use_cpu_cores()  # doctest: +SKIP
+    2
+    """
+    n = _cores() if n is None else n
+    if n < 1:
+        raise ValueError(f"use_cpu_cores: n must be at least 1, got {n}")
+    try:
+        jax.config.update("jax_num_cpu_devices", n)
+    except RuntimeError:
+        raise RuntimeError(
+            "use_cpu_cores: jax has used a device already; call it at the start of the program"
+        ) from None
+    return n
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def all_devices() -> Mesh:
+    """All devices, of all processes, on one axis."""
+    return jax.make_mesh((jax.device_count(),), (BATCH,), axis_types=(AxisType.Auto,))
+
+
+def require_one_axis(function: str, mesh: Any) -> None:
+    """Raises ValueError for a mesh whose axes a step does not know what to do with."""
+    if len(mesh.axis_names) != 1:
+        raise ValueError(f"{function}: mesh must have one axis, the batch; got axes {mesh.axis_names}")
+
+
+def place(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+    """The arrays on the mesh; those that are there already are not copied."""
+    return jax.device_put(tree, NamedSharding(mesh, spec))
+
+
+def must_not_overlap(mesh: Any) -> bool:
+    """Whether executions on the mesh have to follow one another strictly.
+
+    CPU devices of one process share a pool of threads: of two executions under way at once, one can wait in a
+    collective for a thread that the other holds, and both wait for ever.
+    """
+    return isinstance(mesh, Mesh) and mesh.size > 1 and np.ravel(mesh.devices)[0].platform == "cpu"

@@ -1,0 +1,65 @@
+"""Evaluation: every image once."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcnn.layers import Layer
+from jaxcnn.rule import Rule
+from jaxcnn.rules.loss import softmax_cross_entropy
+from jaxcnn.training.step import TrainState
+
+
+def evaluate(
+    network: Layer,
+    state: TrainState,
+    images: Any,
+    labels: Any,
+    *,
+    loss: Rule = softmax_cross_entropy,
+    batch: int = 1000,
+) -> dict[str, float]:
+    """Mean loss and accuracy over all images, each counted once, the last, smaller batch included.
+
+    Args:
+      state: its params and state are used. images: M×H×W×C. labels: (M,) class indices.
+      batch: how many images at a time.
+
+    Returns:
+      {"loss": mean, "accuracy": fraction, "samples": M}.
+
+    Raises:
+      ValueError: no images, other than one label an image, a label outside the classes.
+
+    >>> import jaxcnn, optax
+    >>> import jax.numpy as jnp
+    >>> network = jaxcnn.models.source()
+    >>> state = jaxcnn.init_train_state(network, optax.sgd(0.1), 0, (8, 8, 1))
+    >>> evaluate(network, state, jnp.zeros((5, 8, 8, 1)), jnp.zeros(5, int))["samples"]
+    5
+    """
+    samples = len(images)
+    labels = np.asarray(labels)
+    if samples == 0 or labels.shape != (samples,):
+        raise ValueError(f"evaluate: needs one label for each image, got {samples} images and labels {labels.shape}")
+    if batch < 1:
+        raise ValueError(f"evaluate: batch must be at least 1, got {batch}")
+    total, correct = 0.0, 0
+    for start in range(0, samples, batch):
+        part = slice(start, start + batch)
+        logits, cost = _forward(network, loss, state.params, state.state, images[part], labels[part])
+        if np.isnan(cost):  # the loss is NaN for a label outside the classes, which has a clearer word
+            loss.forward(logits, labels[part], **loss.static())
+        total += float(cost) * len(labels[part])
+        correct += int((np.asarray(logits).argmax(-1) == labels[part]).sum())
+    return {"loss": total / samples, "accuracy": correct / samples, "samples": samples}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _forward(network, loss, params, state, images, labels):
+    logits = network.forward(params, state, images)[0]
+    return logits, loss.forward(logits, labels, **loss.static())[0]

@@ -1,0 +1,266 @@
+"""The training loop of the command line, as a generator of what happens; it prints nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcnn import models
+from jaxcnn.layers import Layer
+from jaxcnn.rules.loss import softmax_cross_entropy
+from jaxcnn.training.checkpoint import RunFolder, params_sha256
+from jaxcnn.training.data import DataSet, load_data
+from jaxcnn.training.evaluate import evaluate
+from jaxcnn.training.idx import DataError
+from jaxcnn.training.step import BACKWARD, TrainState, init_train_state, shuffled, train_step, train_steps
+
+MODELS: dict[str, Callable[..., Layer]] = {
+    "source": models.source,
+    "lenet5": models.lenet5,
+    "two_conv": models.two_conv,
+}
+CHUNK = 100  # steps in one scan: few enough to show progress and to stop soon
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run: with the data, everything that its result depends on. Epochs and rates as None are the data's own."""
+
+    data: str = "digits"
+    model: str = "source"
+    backward: str = "manual"
+    epochs: int | None = None
+    batch_size: int = 32
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    seed: int = 0
+    validation: float = 0.0
+    classes: int = 10
+
+    def complete(self) -> Config:
+        """With the defaults of the data; raises DataError for a value that makes no sense."""
+        epochs, rate, decay = (40, 8e-3, 0.3) if self.data == "digits" else (5, 1e-3, 0.01)
+        full = dataclasses.replace(
+            self,
+            epochs=epochs if self.epochs is None else self.epochs,
+            learning_rate=rate if self.learning_rate is None else self.learning_rate,
+            weight_decay=decay if self.weight_decay is None else self.weight_decay,
+        )
+        for name, choices in (("model", tuple(MODELS)), ("backward", tuple(BACKWARD))):
+            if getattr(full, name) not in choices:
+                raise DataError(f"--{name}: got {getattr(full, name)!r}, required one of {', '.join(choices)}")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("classes", 2), ("seed", 0), ("weight_decay", 0)):
+            if not getattr(full, name) >= least:
+                raise DataError(f"--{name.replace('_', '-')}: got {getattr(full, name)}, required at least {least}")
+        if not (full.learning_rate or 0) > 0:
+            raise DataError(f"--learning-rate: got {full.learning_rate}, required more than 0")
+        return full
+
+
+class GradientCheck(NamedTuple):
+    """The first batch: for each parameter the largest difference between the two gradients, relative to its largest."""
+
+    differences: dict[str, float]
+
+
+class Progress(NamedTuple):
+    epoch: int
+    step: int
+    steps: int  # of the whole run
+    loss: float  # mean over the chunk
+    images_per_second: float
+
+
+class EpochEnd(NamedTuple):
+    metrics: dict[str, Any]  # the line of metrics.jsonl
+
+
+class Diverged(Exception):
+    """The loss is no longer finite; the message says at which step and, where known, why."""
+
+
+class Interrupted(Exception):
+    """Asked to stop; the state is saved."""
+
+
+class Run(NamedTuple):
+    """A run that is ready to start: everything checked, nothing written."""
+
+    config: Config
+    data: DataSet
+    network: Layer
+    optimizer: optax.GradientTransformation
+    state: TrainState
+    steps_an_epoch: int
+
+    @property
+    def steps(self) -> int:
+        return (self.config.epochs or 0) * self.steps_an_epoch
+
+
+def prepare(config: Config) -> Run:
+    """Reads the data and makes the network. Raises DataError or ValueError for what cannot be trained."""
+    config = config.complete()
+    assert config.epochs is not None  # complete() saw to both
+    assert config.learning_rate is not None
+    data = load_data(config.data, seed=config.seed, validation=config.validation, classes=config.classes)
+    samples = len(data.train.labels)
+    if config.batch_size > samples:
+        raise DataError(f"--batch-size: got {config.batch_size}, required at most the {samples} training images")
+    if config.batch_size % jax.device_count():
+        raise DataError(
+            f"--batch-size: got {config.batch_size}, required a multiple of the {jax.device_count()} devices; "
+            "give another, or --cores 1"
+        )
+    steps_an_epoch = samples // config.batch_size
+    network = MODELS[config.model](data.classes)
+    optimizer = optax.adamw(
+        optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps_an_epoch),
+        weight_decay=config.weight_decay,
+        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),  # biases are not decayed
+    )
+    state = init_train_state(network, optimizer, config.seed, data.train.images.shape[1:])
+    return Run(config, data, network, optimizer, state, steps_an_epoch)
+
+
+def train(
+    run: Run, folder: RunFolder, *, resume: bool, stop: Callable[[], bool]
+) -> Iterator[GradientCheck | Progress | EpochEnd]:
+    """Trains, writing the run folder, and yields what happens.
+
+    The last EpochEnd has the test loss, the test accuracy and the digest of the parameters; the test set is used once.
+    The order of the samples is a function of (seed, epoch) and randomness one of (key, step), so a run that was stopped
+    goes on from its step as if it had not been.
+
+    Raises:
+      Diverged: the loss is NaN or infinite. Interrupted: `stop()` was true; the state of that step is saved.
+    """
+    images, labels = (jnp.asarray(a) for a in run.data.train)
+    loss = softmax_cross_entropy
+    state, sums = run.state, {"loss": 0.0, "seconds": 0.0}
+    if resume:
+        state, sums = folder.resume(run.state)
+    first = shuffled(len(labels), run.config.batch_size, seed=run.config.seed, epoch=0)[0]
+    check = _gradient_check(run, images[first], labels[first])
+    if not resume:
+        folder.create(describe(run), state)
+    yield check
+    steps = train_steps(run.network, loss, run.optimizer, backward=run.config.backward)
+    done = int(state.step)
+    while done < run.steps:
+        epoch, position = divmod(done, run.steps_an_epoch)
+        order = shuffled(len(labels), run.config.batch_size, seed=run.config.seed, epoch=epoch)
+        while position < run.steps_an_epoch:
+            chosen = order[position : position + CHUNK]
+            start = time.perf_counter()
+            state, metrics = steps(state, images, labels, chosen)
+            losses = jax.device_get(metrics["loss"])
+            seconds = time.perf_counter() - start
+            position, done = position + len(chosen), done + len(chosen)
+            _require_finite(losses, metrics, done - len(chosen))
+            sums = {"loss": sums["loss"] + float(losses.sum()), "seconds": sums["seconds"] + seconds}
+            yield Progress(epoch, done, run.steps, float(losses.mean()), chosen.size / seconds)
+            if position < run.steps_an_epoch and stop():
+                folder.keep(state, sums)
+                raise Interrupted(f"step {done} of {run.steps}")
+        line = _epoch_line(run, state, epoch, sums)
+        folder.log(line)
+        folder.keep(state, {})
+        sums = {"loss": 0.0, "seconds": 0.0}
+        yield EpochEnd(line)
+        if done < run.steps and stop():
+            raise Interrupted(f"step {done} of {run.steps}")
+
+
+def finished(run: Run, folder: RunFolder) -> dict[str, Any] | None:
+    """The last line of metrics of a run that has ended, else None."""
+    lines = folder.metrics()
+    return lines[-1] if lines and lines[-1]["step"] == run.steps and "test_accuracy" in lines[-1] else None
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """config.json: the configuration, the data's shapes and scaling, and the versions."""
+    return {
+        **dataclasses.asdict(run.config),
+        "training_images": list(run.data.train.images.shape),
+        "test_images": list(run.data.test.images.shape),
+        "pixel_mean": run.data.mean,
+        "pixel_deviation": run.data.deviation,
+        "devices": [str(d) for d in jax.devices()],
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in ("jaxcnn", "jax", "jaxlib", "optax")},
+    }
+
+
+def from_folder(folder: RunFolder) -> Config:
+    """The configuration of an earlier run."""
+    kept = folder.config()
+    try:
+        return Config(**{field.name: kept[field.name] for field in dataclasses.fields(Config)})
+    except KeyError as error:
+        raise DataError(f"--resume {folder.path}: config.json has no {error}; was it written by jaxcnn?") from None
+
+
+def new_folder(config: Config) -> Path:
+    """runs/DATA-MODEL-seedN-TIME, in the current folder."""
+    data = config.data if config.data == "digits" else Path(config.data).name
+    return Path("runs") / f"{data}-{config.model}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _gradient_check(run: Run, images, labels) -> GradientCheck:
+    """One step of plain gradient descent by each backward pass from the same state; the difference of the two."""
+    plain = optax.sgd(1.0)
+    gradients = []
+    for backward in BACKWARD:
+        # The step donates its state, so each gets a copy; parameter minus gradient would round, so start from zero:
+        # optax's update is subtracted from what the optimizer sees, the accumulated trace keeps the gradient itself.
+        keep = optax.trace(decay=0.0)
+        step = train_step(run.network, softmax_cross_entropy, optax.chain(keep, plain), backward=backward)
+        state = jax.tree.map(jnp.copy, run.state._replace(opt_state=optax.chain(keep, plain).init(run.state.params)))
+        gradients.append(step(state, images, labels)[0].opt_state[0].trace)
+    paths = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree.leaves_with_path(gradients[0])]
+    pairs = zip(paths, *map(jax.tree.leaves, gradients), strict=True)
+    return GradientCheck({path: _relative_difference(hand, auto) for path, hand, auto in pairs})
+
+
+def _relative_difference(a, b) -> float:
+    largest = float(jnp.abs(b).max())
+    difference = float(jnp.abs(a - b).max())
+    return difference / largest if largest else difference
+
+
+def _epoch_line(run: Run, state: TrainState, epoch: int, sums: dict[str, float]) -> dict[str, Any]:
+    seconds = sums["seconds"]
+    line = {
+        "step": int(state.step),
+        "epoch": epoch + 1,
+        "train_loss": sums["loss"] / run.steps_an_epoch,
+        "images_per_second": run.steps_an_epoch * run.config.batch_size / seconds,
+        "seconds": seconds,
+    }
+    if run.data.validation is not None:
+        held_out = evaluate(run.network, state, *run.data.validation)
+        line |= {"validation_loss": held_out["loss"], "validation_accuracy": held_out["accuracy"]}
+    if int(state.step) == run.steps:
+        test = evaluate(run.network, state, *run.data.test)
+        digest = params_sha256(state.params)
+        line |= {"test_loss": test["loss"], "test_accuracy": test["accuracy"], "params_sha256": digest}
+    return line
+
+
+def _require_finite(losses, metrics, before: int) -> None:
+    for i, value in enumerate(losses):
+        if not math.isfinite(value):
+            invalid = int(metrics["invalid_labels"][i])
+            why = f"{invalid} labels lie outside the classes" if invalid else "a smaller --learning-rate may help"
+            raise Diverged(f"the loss is {value} at step {before + i + 1}: {why}")

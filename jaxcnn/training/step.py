@@ -1,0 +1,266 @@
+"""One training step, and many in one scan: forward, the loss backward, the network backward, the update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jaxcnn.layers import Layer
+from jaxcnn.rule import Rule, equally_varying
+from jaxcnn.training.devices import all_devices, must_not_overlap, place, require_one_axis
+
+
+class TrainState(NamedTuple):
+    """All that training carries from step to step; with the data, all that resuming needs."""
+
+    params: dict[str, Any]  # nested, with readable names
+    state: dict[str, Any]  # what the layers keep but do not train
+    opt_state: Any  # optax's
+    step: jax.Array  # () int32: steps done
+    key: jax.Array  # () key: the randomness of a step is a function of (key, step)
+
+
+def init_train_state(
+    network: Layer, optimizer: optax.GradientTransformation, seed: int, input_shape: tuple[int, ...]
+) -> TrainState:
+    """The state before the first step, every number in it a function of the seed.
+
+    Args:
+      network: any Layer. optimizer: any optax GradientTransformation.
+      seed: a whole number. input_shape: of one image, H×W×C.
+
+    >>> import jaxcnn
+    >>> state = init_train_state(jaxcnn.models.source(), optax.sgd(0.1), 0, (8, 8, 1))
+    >>> int(state.step), sorted(state.params)
+    (0, ['conv2d', 'dense_1', 'dense_2'])
+    """
+    init_key, key = jax.random.split(jax.random.key(seed))
+    params, state, _ = network.init(init_key, tuple(input_shape))
+    return TrainState(params, state, optimizer.init(params), jnp.zeros((), jnp.int32), key)
+
+
+def train_step(
+    network: Layer,
+    loss: Rule,
+    optimizer: optax.GradientTransformation,
+    *,
+    backward: str = "manual",
+    microbatch: int | None = None,
+    mesh: Mesh | None = None,
+) -> Step:
+    """A jitted training step: `state, metrics = step(state, images, labels)`.
+
+    Args:
+      network: N×H×W×C -> logits. loss: a rule of (logits, labels), the mean over the batch.
+      optimizer: any optax GradientTransformation.
+      backward: "manual", the hand-written passes and no autodiff anywhere; or "autodiff", `jax.value_and_grad` through
+        the same plain forward passes, the reference run.
+      microbatch: how many images (of one device) pass through the network at a time; the gradient is their mean. The
+        whole batch when None.
+      mesh: the devices that share the batch, on one axis; all devices when None.
+
+    Returns:
+      A `Step`. Of its arguments only the state is donated: do not use the old one again. metrics: "loss", the mean over
+      the batch; "accuracy", a fraction; "invalid_labels", how many class indices lie outside the classes, the reason
+      of a loss that is NaN.
+
+    Raises:
+      ValueError: an unknown `backward`; a mesh of more than one axis; when called: a batch that does not divide by the
+      devices or into the micro-batches, and whatever the network and the loss refuse.
+
+    >>> import jaxcnn
+    >>> network, optimizer = jaxcnn.models.source(), optax.sgd(0.1)
+    >>> state = init_train_state(network, optimizer, 0, (8, 8, 1))
+    >>> step = train_step(network, jaxcnn.softmax_cross_entropy, optimizer)
+    >>> state, metrics = step(state, jnp.zeros((4, 8, 8, 1)), jnp.arange(4))
+    >>> int(state.step), round(float(metrics["loss"]), 2)
+    (1, 2.62)
+    """
+    mesh = all_devices() if mesh is None else mesh
+    one = _one_step("train_step", network, loss, optimizer, backward, microbatch, mesh)
+    return Step("train_step", one, mesh, (P(mesh.axis_names), P(mesh.axis_names)))
+
+
+def train_steps(
+    network: Layer,
+    loss: Rule,
+    optimizer: optax.GradientTransformation,
+    *,
+    backward: str = "manual",
+    microbatch: int | None = None,
+    mesh: Mesh | None = None,
+) -> Step:
+    """Many steps in one `lax.scan`: `state, metrics = run(state, images, labels, indices)`.
+
+    The arguments are those of `train_step`. images and labels are the whole data set, on the device; row s of
+    `indices`, whole numbers (steps, batch), says which samples step s takes. Each entry of metrics is (steps,). Between
+    the steps nothing returns to Python, so a small network is not all overhead.
+
+    >>> import jaxcnn
+    >>> network, optimizer = jaxcnn.models.source(), optax.sgd(0.1)
+    >>> state = init_train_state(network, optimizer, 0, (8, 8, 1))
+    >>> run = train_steps(network, jaxcnn.softmax_cross_entropy, optimizer)
+    >>> indices = shuffled(10, 4, seed=0, epoch=0)
+    >>> state, metrics = run(state, jnp.zeros((10, 8, 8, 1)), jnp.arange(10), indices)
+    >>> int(state.step), metrics["loss"].shape
+    (2, (2,))
+    """
+    mesh = all_devices() if mesh is None else mesh
+    one = _one_step("train_steps", network, loss, optimizer, backward, microbatch, mesh)
+
+    def many(state, images, labels, indices):
+        return lax.scan(lambda state, chosen: one(state, images[chosen], labels[chosen]), state, indices)
+
+    return Step("train_steps", many, mesh, (P(), P(), P(None, mesh.axis_names)))
+
+
+def shuffled(samples: int, batch: int, *, seed: int, epoch: int) -> jax.Array:
+    """The batches of one epoch: (samples // batch, batch) indices, each sample at most once, the rest left out.
+
+    The order is a function of (seed, epoch) alone.
+
+    Raises:
+      ValueError: a batch larger than the number of samples.
+
+    >>> shuffled(10, 4, seed=0, epoch=0).shape
+    (2, 4)
+    """
+    if not 1 <= batch <= samples:
+        raise ValueError(f"shuffled: batch must be from 1 to the number of samples, {samples}; got {batch}")
+    order = jax.random.permutation(jax.random.fold_in(jax.random.key(seed), epoch), samples)
+    return order[: samples // batch * batch].reshape(-1, batch)
+
+
+class Step:
+    """A jitted step over a mesh: (state, *data) -> (state, metrics).
+
+    `lower` and `trace` are those of the jitted function; `jax.export.export` takes a Step as well.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any], mesh: Mesh, specs: tuple[P, ...]):
+        if mesh.size > 1:
+            function = jax.shard_map(function, mesh=mesh, in_specs=(P(), *specs), out_specs=P())
+        self.name, self.mesh, self.specs = name, mesh, specs
+        self.jitted = jax.jit(function, donate_argnums=0)
+        self.lower, self.trace, self.eval_shape = self.jitted.lower, self.jitted.trace, self.jitted.eval_shape
+
+    def __call__(self, state: TrainState, *data: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        self._require_whole_shares(data)
+        if self.mesh.size == 1:
+            return self.jitted(state, *data)
+        data = tuple(place(d, self.mesh, spec) for d, spec in zip(data, self.specs, strict=True))
+        result = self.jitted(place(state, self.mesh, P()), *data)
+        return jax.block_until_ready(result) if must_not_overlap(self.mesh) else result
+
+    def _require_whole_shares(self, data: tuple[Any, ...]) -> None:
+        if len(data) != len(self.specs):
+            raise TypeError(f"{self.name}: takes a state and {len(self.specs)} arrays, got {len(data)} arrays")
+        for array, spec in zip(data, self.specs, strict=True):
+            batch = np.shape(array)[len(spec) - 1] if len(spec) else 0  # the sharded axis is the spec's last
+            if batch % self.mesh.size:
+                raise ValueError(
+                    f"{self.name}: a batch of {batch} does not divide by {self.mesh.size} devices; take a multiple of "
+                    f"{self.mesh.size}, or a mesh of fewer devices"
+                )
+
+
+def _one_step(name, network, loss, optimizer, backward, microbatch, mesh):
+    """(state, images, labels) -> (state, metrics), on each device with its share of the batch."""
+    if backward not in BACKWARD:
+        raise ValueError(f"{name}: backward must be one of {', '.join(BACKWARD)}, got {backward!r}")
+    require_one_axis(name, mesh)
+    if microbatch is not None and microbatch < 1:
+        raise ValueError(f"{name}: microbatch must be at least 1, got {microbatch}")
+    axis = mesh.axis_names[0] if mesh.size > 1 else None
+    gradient = BACKWARD[backward]
+
+    def one(state: TrainState, images, labels):
+        count = _parts(name, images, microbatch)
+        key = jax.random.fold_in(state.key, state.step)
+        key = key if axis is None else jax.random.fold_in(key, lax.axis_index(axis))
+        # Each part of the batch, a micro-batch of a device, counts 1/parts: all that follows are plain sums.
+        share = 1 / (count * mesh.size)
+        params, net_state, images, labels = equally_varying((state.params, state.state, images, labels))
+
+        def part(net_state, images, labels, key):
+            return gradient(network, loss, share, params, net_state, images, labels, key)
+
+        if count == 1:
+            net_state, sums = part(net_state, images, labels, key)
+        else:
+            net_state, sums = _sum_over_parts(part, count, net_state, images, labels, key)
+        if axis is not None:
+            sums, net_state = lax.psum(sums, axis), lax.pmean(net_state, axis)
+        gradients, metrics = sums
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        new_params: Any = optax.apply_updates(state.params, updates)
+        return TrainState(new_params, net_state, opt_state, state.step + 1, state.key), metrics
+
+    return one
+
+
+def _sum_over_parts(part, count, net_state, images, labels, key):
+    """`part` for each micro-batch in turn, one after the other in a scan: the memory of one, the sum of all."""
+    cut = [a.reshape(count, a.shape[0] // count, *a.shape[1:]) for a in (images, labels)]
+
+    def add(carry, item):
+        net_state, sums = carry
+        i, images, labels = item
+        net_state, more = part(net_state, images, labels, jax.random.fold_in(key, i))
+        return (net_state, jax.tree.map(jnp.add, sums, more)), None
+
+    shapes = jax.eval_shape(part, net_state, cut[0][0], cut[1][0], key)[1]
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zeros, _ = equally_varying((zeros, images))
+    return lax.scan(add, (net_state, zeros), (jnp.arange(count), *cut))[0]
+
+
+def _by_hand(network, loss, share, params, net_state, images, labels, key):
+    """The hand-written passes: no jax.grad, no jax.vjp."""
+    static = loss.static()
+    logits, net_state, residuals = network.forward(params, net_state, images, train=True, key=key)
+    value, saved = loss.forward(logits, labels, **static)
+    dlogits, *_ = loss.backward(saved, jnp.full_like(value, share), **static)
+    dparams, _ = network.backward(residuals, dlogits)
+    return net_state, (dparams, _metrics(value, logits, labels, share))
+
+
+def _by_autodiff(network, loss, share, params, net_state, images, labels, key):
+    """Autodiff of the same plain forward passes."""
+
+    def cost(params):
+        logits, new_state, _ = network.forward(params, net_state, images, train=True, key=key)
+        value = loss.forward(logits, labels, **loss.static())[0]
+        return value * share, (new_state, _metrics(value, logits, labels, share))
+
+    (_, (net_state, metrics)), dparams = jax.value_and_grad(cost, has_aux=True)(params)
+    return net_state, (dparams, metrics)
+
+
+BACKWARD = {"manual": _by_hand, "autodiff": _by_autodiff}
+
+
+def _metrics(value, logits, labels, share) -> dict[str, jax.Array]:
+    indices = labels if labels.ndim < logits.ndim else labels.argmax(-1)
+    return {
+        "loss": value * share,
+        "accuracy": (logits.argmax(-1) == indices).mean(dtype=value.dtype) * share,
+        "invalid_labels": ((indices < 0) | (indices >= logits.shape[-1])).sum(),
+    }
+
+
+def _parts(name, images, microbatch) -> int:
+    batch = images.shape[0]
+    if microbatch is None or microbatch >= batch:
+        return 1
+    if batch % microbatch:
+        raise ValueError(f"{name}: a device's {batch} images do not divide into micro-batches of {microbatch}")
+    return batch // microbatch
