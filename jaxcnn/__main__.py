@@ -1,5 +1,17 @@
+"""`python -m jaxcnn`, and the `jaxcnn` command."""
+
 import sys
 
-from jaxcnn.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """The command line, or one line that says what to install for it."""
+    try:
+        from jaxcnn.cli import main
+    except ModuleNotFoundError as error:
+        print(f'jaxcnn: needs the package {error.name}; install it with: pip install "jaxcnn[train]"', file=sys.stderr)
+        return 2
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

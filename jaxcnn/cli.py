@@ -15,34 +15,35 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import tyro
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from jaxcnn.training.loop import Run
 
-try:
-    import tyro
-except ModuleNotFoundError:  # said in main, where it can be said in one line
-    tyro = None  # type: ignore[assignment]
+_WHOLE = tyro.conf.arg(metavar="INT", help_behavior_hint="")
+_NUMBER = tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")
+_FOLDER = tyro.conf.arg(metavar="DIR", help_behavior_hint="")
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
     """Train a network, every gradient by hand."""
 
-    data: Annotated[str, "digits|DIR"] = "digits"
+    data: Annotated[str, tyro.conf.arg(metavar="digits|DIR")] = "digits"
     """scikit-learn's digits, or a folder of idx files (MNIST's format, gzipped or not)."""
     model: Literal["source", "lenet5", "two_conv"] = "source"
     """The source's network, LeNet-5, or two convolutions."""
     backward: Literal["manual", "autodiff"] = "manual"
     """The hand-written backward passes, or jax.grad's for comparison."""
-    epochs: int | None = None
+    epochs: Annotated[int | None, _WHOLE] = None
     """Passes over the training images (40 for digits, else 5)."""
     batch_size: int = 32
     """Images a step."""
-    learning_rate: float | None = None
+    learning_rate: Annotated[float | None, _NUMBER] = None
     """Of AdamW at the start; it falls to 0 along a cosine (0.008 for digits, else 0.001)."""
-    weight_decay: float | None = None
+    weight_decay: Annotated[float | None, _NUMBER] = None
     """Of AdamW, for weights and filters (0.3 for digits, else 0.01)."""
     seed: int = 0
     """Of the split, the initial parameters and the order of the images."""
@@ -50,11 +51,11 @@ class Train:
     """Fraction of the training images to set aside and report on after each epoch."""
     classes: int = 10
     """Number of classes in a folder of idx files."""
-    cores: int | None = None
+    cores: Annotated[int | None, _WHOLE] = None
     """CPU cores to use (all); each becomes a device with its share of the batch."""
-    out: Path | None = None
+    out: Annotated[Path | None, _FOLDER] = None
     """The run folder, new or empty (runs/DATA-MODEL-seedN-TIME)."""
-    resume: Path | None = None
+    resume: Annotated[Path | None, _FOLDER] = None
     """An earlier run folder, to go on with; its configuration holds."""
 
 
@@ -64,7 +65,7 @@ class Verify:
 
     full: bool = False
     """All cases: odd and even sizes, strides, groups, ties, single pixels (minutes)."""
-    json: Path | None = None
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the result to this file."""
 
 
@@ -72,18 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0 done, 1 a check failed or the run diverged, 2 bad arguments
     or data, 130 and 143 after an interrupt.
     """
-    if tyro is None:
-        return _complain('the command line needs more packages; install them with: pip install "jaxcnn[train]"')
     try:
         command = _parse(sys.argv[1:] if arguments is None else arguments)
         return _verify(command) if isinstance(command, Verify) else _train(command)
     except SystemExit as end:  # --help, and what _parse refuses
         return int(end.code or 0)
-    except ModuleNotFoundError as error:
-        return _complain(f'needs the package {error.name}; install it with: pip install "jaxcnn[train]"')
-    except (ValueError, TypeError, OSError) as error:
-        if os.environ.get("JAXCNN_TRACEBACK"):
-            raise
+    except (ValueError, OSError) as error:  # of the arguments or the data; anything else is a fault of ours
         return _complain(" ".join(str(error).split()))
     except KeyboardInterrupt:
         return 130
@@ -122,7 +117,8 @@ def _one_line(box: str) -> str:
     paragraphs = " ".join("\0" if set(line) == {"─"} else line for line in inside).split("\0")
     meant = re.findall(r"--[\w-]+", paragraphs[1]) if "meant" in "".join(paragraphs[1:2]) else []
     hint = f"did you mean {meant[0]}? " if meant else ""
-    return f"{paragraphs[0].strip().rstrip('.')}; {hint}see jaxcnn --help"
+    first = " ".join(paragraphs[0].split(" Got errors:")[0].split()).rstrip(".")
+    return f"{first}; {hint}see jaxcnn --help"
 
 
 def _train(arguments: Train) -> int:
@@ -139,6 +135,8 @@ def _train(arguments: Train) -> int:
         config = from_folder(RunFolder(arguments.resume))
         _refuse_changes(arguments, given, config)
     folder = RunFolder(arguments.resume or arguments.out or new_folder(config))
+    if arguments.resume is None:
+        folder.require_new()
     use_cpu_cores(arguments.cores)
     run = prepare(config)
     if arguments.resume is not None and (last := finished(run, folder)) is not None:

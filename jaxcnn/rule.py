@@ -141,10 +141,12 @@ class Rule(Generic[P]):
 
     @functools.cached_property
     def _autodiff(self) -> Rule:
-        @functools.wraps(self.forward)
-        def forward(*args: Any, **kwargs: Any):
+        passes: Callable[..., tuple[Any, Any]] = self.forward
+
+        @functools.wraps(passes)
+        def forward(*args, **kwargs):
             arrays, static = self.bind(*args, **kwargs)
-            return self.forward(*arrays, **static)[0], arrays
+            return passes(*arrays, **static)[0], arrays
 
         def backward(arrays, dy, **static):
             return autodiff_vjp(functools.partial(self.plain, **static), arrays)[1](dy)

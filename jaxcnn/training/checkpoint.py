@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.training.idx import DataError
@@ -69,22 +71,30 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path).absolute()
+        self._checkpoints: Any = None
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._checkpoints.close()
+        if self._checkpoints is not None:
+            self._checkpoints.close()
+
+    def require_new(self) -> None:
+        """Raises DataError where a new run would meet files, or could not be written."""
+        nearest = next(p for p in (self.path, *self.path.parents) if p.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise DataError(f"--out {self.path}: {nearest} is no folder that can be written to; give another")
+        if nearest == self.path and any(self.path.iterdir()):
+            raise DataError(f"--out {self.path}: holds files already; give a new folder, or --resume it")
 
     def create(self, config: dict[str, Any], state: TrainState) -> None:
-        """A new run. Raises DataError where the folder cannot be made or holds files."""
+        """A new run: its first checkpoint, then its configuration. Raises DataError as `require_new`."""
+        self.require_new()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            taken = next(self.path.iterdir(), None) is not None
         except OSError as error:
             raise DataError(f"--out {self.path}: cannot be made: {error.strerror}") from None
-        if taken:
-            raise DataError(f"--out {self.path}: holds files already; give a new folder, or --resume it")
         self._open()
         self.keep(state, {})
         self._checkpoints.wait()
@@ -124,8 +134,10 @@ class RunFolder:
         """Raises DataError where there is no run."""
         try:
             return json.loads((self.path / "config.json").read_text())
-        except (OSError, ValueError) as error:
-            raise DataError(f"--resume {self.path}: no run there: config.json cannot be read ({error})") from None
+        except OSError as error:
+            raise DataError(f"--resume {self.path}: no run there: config.json: {error.strerror}") from None
+        except ValueError as error:
+            raise DataError(f"--resume {self.path}: config.json is damaged: {error}") from None
 
     def metrics(self) -> list[dict[str, Any]]:
         file = self.path / "metrics.jsonl"
@@ -135,7 +147,8 @@ class RunFolder:
     def _open(self) -> None:
         from orbax.checkpoint import v1
 
-        self._checkpoints = v1.training.Checkpointer(self.path / "checkpoints", cleanup_tmp_directories=True)
+        folder: Any = self.path / "checkpoints"
+        self._checkpoints = v1.training.Checkpointer(folder, cleanup_tmp_directories=True)
 
 
 def _on_host(tree: Any) -> Any:
@@ -148,11 +161,11 @@ def _on_host(tree: Any) -> Any:
 
 
 def _like(leaf: jax.Array, kept: np.ndarray) -> jax.Array:
-    return jax.random.wrap_key_data(kept) if _is_key(leaf) else jax.numpy.asarray(kept)
+    return jax.random.wrap_key_data(jnp.asarray(kept)) if _is_key(leaf) else jnp.asarray(kept)
 
 
 def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _orbax() -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,7 +70,7 @@ def load_data(name: str, *, seed: int, validation: float = 0.0, classes: int = 1
 def _digits(seed: int) -> tuple[Samples, Samples]:
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     return _split(Samples(digits.images[..., None].astype(np.float32) / 16, digits.target.astype(np.int32)), 0.2, seed)
 
 

@@ -111,8 +111,9 @@ class Run(NamedTuple):
 def prepare(config: Config) -> Run:
     """Reads the data and makes the network. Raises DataError or ValueError for what cannot be trained."""
     config = config.complete()
-    assert config.epochs is not None  # complete() saw to both
+    assert config.epochs is not None  # complete() saw to all three
     assert config.learning_rate is not None
+    assert config.weight_decay is not None
     data = load_data(config.data, seed=config.seed, validation=config.validation, classes=config.classes)
     samples = len(data.train.labels)
     if config.batch_size > samples:
@@ -129,7 +130,11 @@ def prepare(config: Config) -> Run:
         weight_decay=config.weight_decay,
         mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),  # biases are not decayed
     )
-    state = init_train_state(network, optimizer, config.seed, data.train.images.shape[1:])
+    size = data.train.images.shape[1:]
+    try:
+        state = init_train_state(network, optimizer, config.seed, size)
+    except ValueError as error:
+        raise DataError(f"--model {config.model}: not for images of {'×'.join(map(str, size))}: {error}") from None
     return Run(config, data, network, optimizer, state, steps_an_epoch)
 
 
