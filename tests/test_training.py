@@ -1,0 +1,338 @@
+"""The training step: equal to autodiff's, without autodiff, on one device and on several."""
+
+import functools
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+import jaxcnn
+from jaxcnn.training.step import BACKWARD
+
+BATCH, SHAPE = 16, (8, 8, 1)
+NETWORK = jaxcnn.sequential(
+    jaxcnn.Conv2D(4, 3), jaxcnn.ReLU(), jaxcnn.MaxPool(2), jaxcnn.Flatten(), jaxcnn.Dense(8), jaxcnn.Sigmoid(),
+    jaxcnn.Dense(10),
+)  # fmt: skip
+OPTIMIZER = optax.adam(1e-2)
+LOSS = jaxcnn.softmax_cross_entropy
+# float32 sums in another order: a few units in the last place of the largest element, grown over some steps.
+ORDER = 1e-5
+
+
+def mesh_of(devices):
+    return jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+@functools.cache
+def data(samples=64):
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 10, samples)
+    images = generator.standard_normal((10, *SHAPE))[labels] + 0.3 * generator.standard_normal((samples, *SHAPE))
+    return jnp.asarray(images, jnp.float32), jnp.asarray(labels, jnp.int32)
+
+
+def new_state(optimizer=OPTIMIZER, seed=0):
+    return jaxcnn.init_train_state(NETWORK, optimizer, seed, SHAPE)
+
+
+def trained(steps=3, optimizer=OPTIMIZER, **options):
+    """The state and the losses after some single steps."""
+    step = jaxcnn.train_step(NETWORK, LOSS, optimizer, **options)
+    state, losses = new_state(optimizer), []
+    for i in range(steps):
+        images, labels = (a[i * BATCH : (i + 1) * BATCH] for a in data())
+        state, metrics = step(state, images, labels)
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+def close(a, b, tolerance=ORDER):
+    chex.assert_trees_all_close(jax.device_get(a), jax.device_get(b), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("microbatch", [None, 4])
+def test_manual_step_equals_autodiff_step(devices, microbatch):
+    options = {"mesh": mesh_of(devices), "microbatch": microbatch}
+    by_hand, losses = trained(backward="manual", **options)
+    by_autodiff, reference = trained(backward="autodiff", **options)
+    close(by_hand.params, by_autodiff.params)
+    np.testing.assert_allclose(losses, reference, rtol=ORDER)
+
+
+def test_first_update_is_autodiffs_gradient_of_the_whole_batch():
+    """Against a gradient taken here, not by the library: a fault that both backward modes share would show."""
+    images, labels = (a[:BATCH] for a in data())
+    state = new_state(optax.sgd(1.0))
+
+    def cost(params):
+        logits = NETWORK.forward(params, {}, images)[0]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    value, gradients = jax.value_and_grad(cost)(state.params)
+    expected = jax.tree.map(lambda p, g: p - g, state.params, gradients)
+    accuracy = float((NETWORK.forward(state.params, {}, images)[0].argmax(-1) == labels).mean())
+    for options in ({}, {"microbatch": 4}, {"mesh": mesh_of(1)}, {"backward": "autodiff"}):
+        step = jaxcnn.train_step(NETWORK, LOSS, optax.sgd(1.0), **options)
+        after, metrics = step(new_state(optax.sgd(1.0)), images, labels)
+        close(after.params, expected)
+        assert float(metrics["loss"]) == pytest.approx(float(value), rel=ORDER)
+        assert float(metrics["accuracy"]) == pytest.approx(accuracy)
+        assert int(metrics["invalid_labels"]) == 0
+
+
+@pytest.mark.parametrize("options", [{"microbatch": 2}, {"microbatch": 8}, {"microbatch": 999}])
+def test_microbatches_and_devices_do_not_change_the_gradient(options):
+    whole, losses = trained(mesh=mesh_of(1))
+    for devices in (1, 2):
+        parts, same = trained(mesh=mesh_of(devices), **options)
+        close(parts.params, whole.params)
+        np.testing.assert_allclose(losses, same, rtol=ORDER)
+
+
+def test_one_hot_and_soft_labels_train_like_indices():
+    images, labels = (a[:BATCH] for a in data())
+    step = jaxcnn.train_step(NETWORK, LOSS, OPTIMIZER)
+    by_index, metrics = step(new_state(), images, labels)
+    by_row, same = step(new_state(), images, jax.nn.one_hot(labels, 10))
+    close(by_index.params, by_row.params)
+    close(metrics, same)
+
+
+def test_steps_in_a_scan_equal_single_steps():
+    images, labels = data()
+    run = jaxcnn.train_steps(NETWORK, LOSS, OPTIMIZER)
+    state, metrics = run(new_state(), images, labels, jnp.arange(3 * BATCH).reshape(3, BATCH))
+    single, losses = trained(3)
+    close(state.params, single.params)
+    np.testing.assert_allclose(metrics["loss"], losses, rtol=ORDER)
+    assert int(state.step) == int(single.step) == 3
+    assert {k: v.shape for k, v in metrics.items()} == dict.fromkeys(("loss", "accuracy", "invalid_labels"), (3,))
+
+
+FORBIDDEN = ("grad", "vjp", "linearize", "value_and_grad", "jvp", "jacrev", "jacfwd")
+
+
+@pytest.fixture
+def no_autodiff(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("autodiff was used")
+
+    for name in FORBIDDEN:
+        monkeypatch.setattr(jax, name, refuse)
+
+
+@pytest.mark.parametrize("microbatch", [None, 4])
+def test_manual_training_uses_no_autodiff(no_autodiff, microbatch):
+    images, labels = data()
+    # A new optimizer: nothing that an earlier test has traced can be used again.
+    run = jaxcnn.train_steps(NETWORK, LOSS, optax.adam(2e-2), microbatch=microbatch)
+    state, losses = new_state(), []
+    for epoch in range(8):
+        indices = jaxcnn.shuffled(len(labels), BATCH, seed=0, epoch=epoch)
+        state, metrics = run(state, images, labels, indices)
+        losses += metrics["loss"].tolist()
+    assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:4])
+
+
+def test_autodiff_training_would_be_caught(no_autodiff):
+    images, labels = data()
+    run = jaxcnn.train_steps(NETWORK, LOSS, optax.adam(2e-2), backward="autodiff")
+    with pytest.raises(AssertionError, match="autodiff was used"):
+        run(new_state(), images, labels, jaxcnn.shuffled(len(labels), BATCH, seed=0, epoch=0))
+
+
+def _shapes(tree):
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+
+
+@pytest.mark.parametrize("backward", BACKWARD)
+def test_step_lowers_for_cpu_cuda_and_tpu(backward):
+    step = jaxcnn.train_step(NETWORK, LOSS, OPTIMIZER, backward=backward, mesh=mesh_of(1))
+    images, labels = (a[:BATCH] for a in data())
+    exported = jax.export.export(step, platforms=["cpu", "cuda", "tpu"])(*_shapes((new_state(), images, labels)))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    after, _ = exported.call(new_state(), images, labels)  # and what was exported is the step
+    expected, _ = trained(1, mesh=mesh_of(1))
+    close(after.params, expected.params)
+
+
+def test_step_lowers_for_devices_that_are_not_there():
+    mesh = AbstractMesh((4,), ("batch",), axis_types=(AxisType.Auto,))
+    step = jaxcnn.train_step(NETWORK, LOSS, OPTIMIZER, mesh=mesh)
+    images, labels = (a[:BATCH] for a in data())
+    lowered = step.trace(*_shapes((new_state(), images, labels))).lower(lowering_platforms=("tpu",))
+    assert "all_reduce" in lowered.as_text()
+
+
+@pytest.fixture
+def compilations():
+    """How many programs XLA has compiled since the test began."""
+    seen = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_second_step_compiles_nothing(devices, compilations):
+    images, labels = jax.block_until_ready(tuple(a[:BATCH] for a in data()))
+    step = jaxcnn.train_step(NETWORK, LOSS, optax.adam(3e-2), mesh=mesh_of(devices))
+    state = new_state()
+    before = len(compilations)
+    state, _ = step(state, images, labels)
+    first = len(compilations)
+    step(state, images, labels)
+    assert first > before  # the listener works
+    assert len(compilations) == first
+
+
+def test_only_the_state_is_donated():
+    images, labels = (a[:BATCH] for a in data())
+    state = new_state()
+    step = jaxcnn.train_step(NETWORK, LOSS, OPTIMIZER, mesh=mesh_of(1))
+    step(state, images, labels)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    assert not images.is_deleted()
+    assert not labels.is_deleted()
+
+
+@pytest.mark.parametrize("backward", BACKWARD)
+@pytest.mark.parametrize("bad", [-1, 10])
+def test_label_outside_the_classes_gives_nan_and_says_why(backward, bad):
+    images, labels = (a[:BATCH] for a in data())
+    step = jaxcnn.train_step(NETWORK, LOSS, OPTIMIZER, backward=backward)
+    _, metrics = step(new_state(), images, labels.at[3].set(bad))
+    assert np.isnan(metrics["loss"])
+    assert int(metrics["invalid_labels"]) == 1
+
+
+def test_state_is_a_function_of_the_seed():
+    a, b, other = new_state(), new_state(), new_state(seed=1)
+    chex.assert_trees_all_equal(a.params, b.params)
+    assert (jax.random.key_data(a.key) == jax.random.key_data(b.key)).all()
+    differ = jax.tree.map(lambda p, q: bool((p != q).any()), a.params, other.params)
+    assert differ["dense_1"]["weights"]
+    assert differ["conv2d"]["filters"]
+
+
+def test_shuffled_takes_each_sample_once_in_an_order_of_seed_and_epoch():
+    order = jaxcnn.shuffled(10, 3, seed=0, epoch=0)
+    assert order.shape == (3, 3)
+    assert len(set(np.ravel(order).tolist())) == 9
+    np.testing.assert_array_equal(order, jaxcnn.shuffled(10, 3, seed=0, epoch=0))
+    for seed, epoch in ((0, 1), (1, 0)):
+        assert (order != jaxcnn.shuffled(10, 3, seed=seed, epoch=epoch)).any()
+    with pytest.raises(ValueError, match=r"shuffled: batch must be from 1 to the number of samples, 10; got 11"):
+        jaxcnn.shuffled(10, 11, seed=0, epoch=0)
+
+
+def test_evaluate_counts_every_image_once():
+    images, labels = data()
+    state, _ = trained(1)
+    logits = NETWORK.forward(jax.device_get(state.params), {}, images)[0]
+    expected = {
+        "loss": float(optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()),
+        "accuracy": float((logits.argmax(-1) == labels).mean()),
+        "samples": 64,
+    }
+    for batch in (1000, 64, 10, 7):
+        assert jaxcnn.evaluate(NETWORK, state, images, labels, batch=batch) == pytest.approx(expected, rel=ORDER)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "options", "message"),
+    [
+        (4, 3, {}, r"evaluate: needs one label for each image, got 4 images and labels \(3,\)"),
+        (0, 0, {}, r"evaluate: needs one label for each image, got 0 images"),
+        (4, 4, {"batch": 0}, r"evaluate: batch must be at least 1, got 0"),
+    ],
+)
+def test_evaluate_refuses(images, labels, options, message):
+    with pytest.raises(ValueError, match=message):
+        jaxcnn.evaluate(NETWORK, new_state(), jnp.zeros((images, *SHAPE)), jnp.zeros(labels, int), **options)
+
+
+def test_evaluate_refuses_a_label_outside_the_classes():
+    with pytest.raises(ValueError, match=r"softmax_cross_entropy: labels must be in 0 … 9, got 10"):
+        jaxcnn.evaluate(NETWORK, new_state(), jnp.zeros((4, *SHAPE)), jnp.array([0, 1, 10, 2]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backward": "magic"}, r"train_step: backward must be one of manual, autodiff, got 'magic'"),
+        ({"microbatch": 0}, r"train_step: microbatch must be at least 1, got 0"),
+    ],
+)
+def test_train_step_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        jaxcnn.train_step(NETWORK, LOSS, OPTIMIZER, **options)
+
+
+def test_mesh_must_have_one_axis():
+    mesh = jax.make_mesh((2, 1), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    with pytest.raises(ValueError, match=r"train_steps: mesh must have one axis, the batch; got axes \('a', 'b'\)"):
+        jaxcnn.train_steps(NETWORK, LOSS, OPTIMIZER, mesh=mesh)
+
+
+def test_step_refuses_batches_that_do_not_divide():
+    images, labels = data()
+    step = jaxcnn.train_step(NETWORK, LOSS, OPTIMIZER, mesh=mesh_of(2))
+    with pytest.raises(
+        ValueError, match=r"train_step: a batch of 15 does not divide by 2 devices; take a multiple of 2"
+    ):
+        step(new_state(), images[:15], labels[:15])
+    run = jaxcnn.train_steps(NETWORK, LOSS, OPTIMIZER, mesh=mesh_of(2))
+    with pytest.raises(ValueError, match=r"train_steps: a batch of 15 does not divide by 2 devices"):
+        run(new_state(), images, labels, jnp.zeros((3, 15), int))
+    step = jaxcnn.train_step(NETWORK, LOSS, OPTIMIZER, mesh=mesh_of(1), microbatch=5)
+    with pytest.raises(ValueError, match=r"train_step: a device's 16 images do not divide into micro-batches of 5"):
+        step(new_state(), images[:16], labels[:16])
+    with pytest.raises(TypeError, match=r"train_step: takes a state and 2 arrays, got 1 arrays"):
+        step(new_state(), images[:16])
+
+
+def _python(code, timeout=240):
+    """Its own process: devices are counted before jax first uses one."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout)
+
+
+def test_use_cpu_cores_makes_devices():
+    done = _python("import jax, jaxcnn; print(jaxcnn.use_cpu_cores(3), jax.device_count())")
+    assert done.stdout.split() == ["3", "3"], done.stderr
+
+
+def test_use_cpu_cores_comes_first():
+    done = _python("import jax, jaxcnn; jax.devices(); jaxcnn.use_cpu_cores(3)")
+    assert "use_cpu_cores: jax has used a device already; call it at the start of the program" in done.stderr
+    done = _python("import jaxcnn; jaxcnn.use_cpu_cores(0)")
+    assert "use_cpu_cores: n must be at least 1, got 0" in done.stderr
+
+
+def test_steps_called_without_waiting_do_not_deadlock():
+    """Overlapping executions on several CPU devices abort the process after 40 s (6 of 6 times without the wait)."""
+    done = _python("""
+import jaxcnn, jax.numpy as jnp, optax
+jaxcnn.use_cpu_cores(2)
+network, optimizer = jaxcnn.models.source(), optax.sgd(0.1)
+state = jaxcnn.init_train_state(network, optimizer, 0, (8, 8, 1))
+step = jaxcnn.train_step(network, jaxcnn.softmax_cross_entropy, optimizer)
+for _ in range(300):
+    state, metrics = step(state, jnp.zeros((32, 8, 8, 1)), jnp.arange(32) % 10)
+print(int(state.step))
+""")
+    assert done.stdout.split() == ["300"], done.stderr
