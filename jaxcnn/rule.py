@@ -10,8 +10,10 @@ from typing import Any, Generic, NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 P = ParamSpec("P")
+Array = jax.Array | np.ndarray  # what a rule takes; its forward pass is given jax arrays
 
 
 @jax.tree_util.register_static

@@ -7,15 +7,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.rule import Rule
+from jaxcnn.rule import Array, Rule
 from jaxcnn.rules.dtypes import require_equal_floats
 
 
 class ReluResiduals(NamedTuple):
-    y: jax.Array  # the output: y <= 0 just where x <= 0, and the next layer keeps this array as well
+    y: Array  # the output: y <= 0 just where x <= 0, and the next layer keeps this array as well
 
 
-def relu_forward(x: jax.Array) -> tuple[jax.Array, ReluResiduals]:
+def relu_forward(x: Array) -> tuple[Array, ReluResiduals]:
     """The rectifier: x where x > 0, else 0.
 
     The derivative at 0 is 0. NaN stays NaN and -inf becomes 0 (the source's `(img>0)*img` makes NaN of -inf).
@@ -43,7 +43,7 @@ def relu_forward(x: jax.Array) -> tuple[jax.Array, ReluResiduals]:
 
 
 # y = x where x > 0, so g = dy/dx = 1 there; y = 0 elsewhere, so g = 0.
-def relu_backward(residuals: ReluResiduals, dy: jax.Array):
+def relu_backward(residuals: ReluResiduals, dy: Array):
     return (jnp.where(residuals.y <= 0, 0, dy),)
 
 
@@ -51,10 +51,10 @@ relu = Rule(relu_forward, relu_backward, "relu", batch_axes=(0,))
 
 
 class SigmoidResiduals(NamedTuple):
-    y: jax.Array  # the output: the derivative is a function of it alone
+    y: Array  # the output: the derivative is a function of it alone
 
 
-def sigmoid_forward(x: jax.Array) -> tuple[jax.Array, SigmoidResiduals]:
+def sigmoid_forward(x: Array) -> tuple[Array, SigmoidResiduals]:
     """The logistic function 1 / (1 + exp(-x)).
 
     Large inputs of either sign give 1 and 0, never NaN.
@@ -79,7 +79,7 @@ def sigmoid_forward(x: jax.Array) -> tuple[jax.Array, SigmoidResiduals]:
 
 
 # a = 1 / (1 + e^-z), so da/dz = e^-z / (1 + e^-z)² = a · e^-z / (1 + e^-z) = a (1 - a).
-def sigmoid_backward(residuals: SigmoidResiduals, dy: jax.Array):
+def sigmoid_backward(residuals: SigmoidResiduals, dy: Array):
     a = residuals.y
     return (dy * (a * (1 - a)),)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxcnn.rule import Rule
+from jaxcnn.rule import Array, Rule
 from jaxcnn.rules.dtypes import require_equal_floats
 from jaxcnn.rules.window import Geometry, geometry, tap
 
@@ -19,20 +19,20 @@ _RANKS = {(2, 2): "H×W and h×w", (3, 3): "H×W×C and h×w×C", (3, 4): "H×W�
 
 
 class Conv2DResiduals(NamedTuple):
-    image: jax.Array  # as given; the filter gradient correlates it with dy
-    filters: jax.Array  # as given; the image gradient turns them by 180 degrees
+    image: Array  # as given; the filter gradient correlates it with dy
+    filters: Array  # as given; the image gradient turns them by 180 degrees
 
 
 def conv2d_forward(
-    image: jax.Array,
-    filters: jax.Array,
-    bias: jax.Array | None = None,
+    image: Array,
+    filters: Array,
+    bias: Array | None = None,
     *,
     stride: int | tuple[int, int] = 1,
     padding: str | tuple = "SAME",
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
-) -> tuple[jax.Array, Conv2DResiduals]:
+) -> tuple[Array, Conv2DResiduals]:
     """Convolution of an image, or of N images, with one filter or n of them.
 
     With stride 1 and "SAME" the output has the image's height and width for every filter, odd or even.
@@ -90,7 +90,7 @@ def conv2d_forward(
 # On the left i runs against q: a convolution of dy, stretched by s with zeros, with the filter turned by 180 degrees,
 # in and out channels exchanged. On the right a correlation of x with dy (of the padded x with dy stretched by s).
 # Each y gets its bias once: db is the sum of dy over all images and places.
-def conv2d_backward(residuals: Conv2DResiduals, dy: jax.Array, *, stride, padding, dilation, groups):
+def conv2d_backward(residuals: Conv2DResiduals, dy: Array, *, stride, padding, dilation, groups):
     image, filters = residuals
     g = _geometry(image, filters, None, stride, padding, dilation, groups)
     images, weights = _with_all_axes(image, filters)
@@ -104,7 +104,7 @@ def conv2d_backward(residuals: Conv2DResiduals, dy: jax.Array, *, stride, paddin
 conv2d = Rule(conv2d_forward, conv2d_backward, "conv2d", batch_axes=(0, None, None))
 
 
-def rotate180(filters: jax.Array) -> jax.Array:
+def rotate180(filters: Array) -> jax.Array:
     """The filters turned by 180 degrees in their two spatial axes.
 
     A mathematical convolution with a filter is `conv2d` with the turned filter (the source's closing note), and the
@@ -129,7 +129,7 @@ def rotate180(filters: jax.Array) -> jax.Array:
     return jnp.flip(filters, (1, 2) if filters.ndim == 4 else (0, 1))
 
 
-def _image_gradient(dy: jax.Array, filters: jax.Array, g: Geometry, groups: int) -> jax.Array:
+def _image_gradient(dy: Array, filters: Array, g: Geometry, groups: int) -> Array:
     n, h, w, c = filters.shape
     # HWIO, within each group the in channels exchanged with the out channels.
     turned = rotate180(filters).reshape(groups, n // groups, h, w, c).transpose(2, 3, 1, 0, 4)
@@ -144,7 +144,7 @@ def _image_gradient(dy: jax.Array, filters: jax.Array, g: Geometry, groups: int)
     return _convolve(stretched, turned, (1, 1), ((0, 0), (0, 0)), g.dilation, groups)
 
 
-def _filter_gradient(image: jax.Array, dy: jax.Array, g: Geometry, groups: int) -> jax.Array:
+def _filter_gradient(image: Array, dy: Array, g: Geometry, groups: int) -> Array:
     n = dy.shape[-1]
     padded = jnp.pad(image, ((0, 0), *g.padding, (0, 0)))
     patches = jnp.stack([tap(padded, place, g) for place in g.taps], axis=3)
@@ -158,7 +158,7 @@ def _filter_gradient(image: jax.Array, dy: jax.Array, g: Geometry, groups: int) 
     return dw.reshape(n, *g.window, -1)
 
 
-def _convolve(image, filters_hwio, stride, padding, dilation, groups) -> jax.Array:
+def _convolve(image, filters_hwio, stride, padding, dilation, groups) -> Array:
     return lax.conv_general_dilated(
         image,
         filters_hwio,
@@ -170,14 +170,14 @@ def _convolve(image, filters_hwio, stride, padding, dilation, groups) -> jax.Arr
     )
 
 
-def _with_all_axes(image: jax.Array, filters: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _with_all_axes(image: Array, filters: Array) -> tuple[Array, Array]:
     """Any of the four combinations as N×H×W×C and n×h×w×C."""
     image = image.reshape(*image.shape, 1) if image.ndim == 2 else image
     filters = filters.reshape(*filters.shape, 1) if filters.ndim == 2 else filters
     return image.reshape(-1, *image.shape[-3:]), filters.reshape(-1, *filters.shape[-3:])
 
 
-def _output_shape(image: jax.Array, filters: jax.Array, g: Geometry) -> tuple[int, ...]:
+def _output_shape(image: Array, filters: Array, g: Geometry) -> tuple[int, ...]:
     return (*image.shape[: image.ndim // 4], *g.output, *filters.shape[: filters.ndim // 4])
 
 

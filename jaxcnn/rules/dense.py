@@ -7,16 +7,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.rule import Rule
+from jaxcnn.rule import Array, Rule
 from jaxcnn.rules.dtypes import require_equal_floats
 
 
 class DenseResiduals(NamedTuple):
-    x: jax.Array  # as given, for dw
-    w: jax.Array  # as given, for dx
+    x: Array  # as given, for dw
+    w: Array  # as given, for dx
 
 
-def dense_forward(x: jax.Array, w: jax.Array, b: jax.Array | None = None) -> tuple[jax.Array, DenseResiduals]:
+def dense_forward(x: Array, w: Array, b: Array | None = None) -> tuple[Array, DenseResiduals]:
     """The product x w + b.
 
     Args:
@@ -49,7 +49,7 @@ def dense_forward(x: jax.Array, w: jax.Array, b: jax.Array | None = None) -> tup
 
 # z_j = Σ_i a_i W_ij + b_j.   dL/da_i = Σ_j dL/dz_j W_ij: dy times W transposed.   dL/dW_ij = a_i dL/dz_j, summed over
 # the samples: a transposed times dy.   dL/db_j = dL/dz_j · 1, summed over the samples (the source prints a factor a).
-def dense_backward(residuals: DenseResiduals, dy: jax.Array):
+def dense_backward(residuals: DenseResiduals, dy: Array):
     x, w = residuals
     rows, dys = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     return dy @ w.T, rows.T @ dys, dys.sum(0)
@@ -61,9 +61,7 @@ dense = Rule(dense_forward, dense_backward, "dense", batch_axes=(0, None, None))
 # Let layer l turn a^(l-1) into z^l = a^(l-1) V + b and a^l = f(z^l), and the layer above make z^(l+1) = a^l W + ... .
 # With δ = dL/dz:   δ^l = dL/da^l · f'(z^l) = (δ^(l+1) Wᵀ) · g^l,   dL/dV = a^(l-1)ᵀ δ^l,   dL/db = Σ_samples δ^l.
 # So of the source's names a_l is a^(l-1), the input of the layer, W_l are the weights *above* it, and da_l is δ^l.
-def backproplayer(
-    a_l: jax.Array, da_lp1: jax.Array, g_l: jax.Array | float, W_l: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def backproplayer(a_l: Array, da_lp1: Array, g_l: Array | float, W_l: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The source's backward pass of one dense layer with an activation.
 
     The arguments belong to different layers than their index says (`experiments/source_errata`): for the layer with

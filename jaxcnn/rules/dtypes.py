@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
+from jaxcnn.rule import Array
 
-def require_equal_floats(function: str, **arrays: jax.Array | None) -> None:
+
+def require_equal_floats(function: str, **arrays: Array | None) -> None:
     """Raises TypeError unless all arrays (None is left out) have one and the same floating dtype.
 
     Nothing is promoted: a gradient has its array's dtype, and a silent cast there would lose digits unseen.

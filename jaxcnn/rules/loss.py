@@ -9,18 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxcnn.rule import Rule
+from jaxcnn.rule import Array, Rule
 from jaxcnn.rules.dtypes import require_equal_floats
 
 
 class SoftmaxCrossEntropyResiduals(NamedTuple):
-    logits: jax.Array  # as given; the softmax of them is computed again
-    labels: jax.Array  # as given
+    logits: Array  # as given; the softmax of them is computed again
+    labels: Array  # as given
 
 
-def softmax_cross_entropy_forward(
-    logits: jax.Array, labels: jax.Array
-) -> tuple[jax.Array, SoftmaxCrossEntropyResiduals]:
+def softmax_cross_entropy_forward(logits: Array, labels: Array) -> tuple[Array, SoftmaxCrossEntropyResiduals]:
     """Cross-entropy of the softmax of the logits, the mean over the batch.
 
     Args:
@@ -60,7 +58,7 @@ def softmax_cross_entropy_forward(
 #     d log a_k / dz_i = [i = k] - a_i        and        dL/dz_i = a_i Σ_k y_k - y_i  =  a_i - y_i  where Σ y = 1,
 #
 # the source's delta. dL/dy_k = -log a_k. The mean over N samples divides both by N.
-def softmax_cross_entropy_backward(residuals: SoftmaxCrossEntropyResiduals, dy: jax.Array):
+def softmax_cross_entropy_backward(residuals: SoftmaxCrossEntropyResiduals, dy: Array):
     logits, labels = residuals
     a = jax.nn.softmax(logits)
     share = dy / (logits.size // logits.shape[-1])

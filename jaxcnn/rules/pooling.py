@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxcnn.rule import Rule
+from jaxcnn.rule import Array, Rule
 from jaxcnn.rules.dtypes import require_equal_floats
 from jaxcnn.rules.window import Geometry, geometry, pair, tap, untap
 
@@ -18,18 +18,18 @@ TIES = ("first", "split", "all")
 
 
 class MaxPoolResiduals(NamedTuple):
-    x: jax.Array  # as given; where it equals its window's maximum, the gradient goes
-    y: jax.Array  # the maxima; the next layer keeps this array as well
+    x: Array  # as given; where it equals its window's maximum, the gradient goes
+    y: Array  # the maxima; the next layer keeps this array as well
 
 
 def max_pool_forward(
-    x: jax.Array,
+    x: Array,
     *,
     window: int | tuple[int, int] = 2,
     stride: int | tuple[int, int] | None = None,
     padding: str | tuple = "VALID",
     ties: str = "first",
-) -> tuple[jax.Array, MaxPoolResiduals]:
+) -> tuple[Array, MaxPoolResiduals]:
     """The maximum of each window, for each channel apart.
 
     A size that the windows do not fill is cut at the end under "VALID": of an odd height with window 2 and stride 2
@@ -80,7 +80,7 @@ def max_pool_forward(
 # y = x[q] for the place q that holds the window's maximum, so dy/dx[q] = 1 there and 0 elsewhere: the window's dy goes
 # to the place that won, and a place that won in several overlapping windows gets the sum. Tap by tap: the values that
 # one place of the window sees, N×Ho×Wo×C, against the maxima. In the source's symbols g^l = [Z^l = a^l].
-def max_pool_backward(residuals: MaxPoolResiduals, dy: jax.Array, *, window, stride, padding, ties):
+def max_pool_backward(residuals: MaxPoolResiduals, dy: Array, *, window, stride, padding, ties):
     x, y = residuals
     g = _geometry(x, window, stride, padding, ties)
     if ties == "all" and (g.window, g.stride, g.padding) == ((2, 2), (2, 2), ((0, 0), (0, 0))):
@@ -114,7 +114,7 @@ def max_pool_reference(x, *, window=2, stride=None, padding="VALID", ties="first
 max_pool = Rule(max_pool_forward, max_pool_backward, "max_pool", reference=max_pool_reference, batch_axes=(0,))
 
 
-def g_maxpool(z_l: jax.Array, a_mp: jax.Array) -> jax.Array:
+def g_maxpool(z_l: Array, a_mp: Array) -> jax.Array:
     """The source's gradient of 2×2 max-pooling with stride 2: 1 where the input equals its window's maximum, else 0.
 
     Every tied maximum gets a 1. A last odd row or column belongs to no window and gets 0; the source's comparison
@@ -147,14 +147,14 @@ def g_maxpool(z_l: jax.Array, a_mp: jax.Array) -> jax.Array:
     return jnp.where(_equal(z_l, _spread(a_mp, z_l.shape)), _spread(jnp.ones_like(a_mp), z_l.shape), 0)
 
 
-def _spread(a: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _spread(a: Array, shape: tuple[int, ...]) -> Array:
     """Each value to the four places of its 2×2 window, zeros in an odd last row and column."""
     rows = 1 if len(shape) == 4 else 0
     a = jnp.repeat(jnp.repeat(a, 2, axis=rows + 1), 2, axis=rows)
     return jnp.pad(a, [(0, s - t) for s, t in zip(shape, a.shape, strict=True)])
 
 
-def _equal(values: jax.Array, maximum: jax.Array) -> jax.Array:
+def _equal(values: Array, maximum: Array) -> Array:
     return (values == maximum) | (values != values)  # NaN is not equal to itself, and wins
 
 
@@ -167,7 +167,7 @@ def _inside(place: tuple[int, int], g: Geometry) -> np.ndarray:
     return (rows[:, None] & columns)[..., None]
 
 
-def _first_only(won: list[jax.Array]) -> list[jax.Array]:
+def _first_only(won: list[Array]) -> list[Array]:
     first, taken = [], jnp.zeros_like(won[0])
     for w in won:
         first.append(w & ~taken)
@@ -175,12 +175,12 @@ def _first_only(won: list[jax.Array]) -> list[jax.Array]:
     return first
 
 
-def _with_all_axes(x: jax.Array) -> jax.Array:
+def _with_all_axes(x: Array) -> Array:
     x = x.reshape(*x.shape, 1) if x.ndim == 2 else x
     return x.reshape(-1, *x.shape[-3:])
 
 
-def _output_shape(x: jax.Array, g: Geometry) -> tuple[int, ...]:
+def _output_shape(x: Array, g: Geometry) -> tuple[int, ...]:
     return (*x.shape[: x.ndim // 4], *g.output, *x.shape[2 + x.ndim // 4 :])
 
 

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.rule import Rule, Static
+from jaxcnn.rule import Array, Rule, Static
 
 
 class FlattenResiduals(NamedTuple):
     shape: Static  # of the input; the values are not needed
 
 
-def flatten_forward(x: jax.Array) -> tuple[jax.Array, FlattenResiduals]:
+def flatten_forward(x: Array) -> tuple[Array, FlattenResiduals]:
     """Each image as one row.
 
     H×W becomes 1×HW, H×W×C becomes 1×HWC, N×H×W×C becomes N×HWC, row-major. (The source announces 1×HW and returns
@@ -42,7 +42,7 @@ def flatten_forward(x: jax.Array) -> tuple[jax.Array, FlattenResiduals]:
 
 
 # Every value keeps its place in row-major order, so dL/dx is dL/dy in x's shape: g = 1, and no weights.
-def flatten_backward(residuals: FlattenResiduals, dy: jax.Array):
+def flatten_backward(residuals: FlattenResiduals, dy: Array):
     shape = residuals.shape.value
     N, H, W, C = shape if len(shape) == 4 else (1, *shape, 1)[:4]
     return (unflatten(dy, N, H, W, C).reshape(shape),)
@@ -51,7 +51,7 @@ def flatten_backward(residuals: FlattenResiduals, dy: jax.Array):
 flatten = Rule(flatten_forward, flatten_backward, "flatten", batch_axes=(0,))
 
 
-def unflatten(a: jax.Array, N: int, H: int, W: int, C: int) -> jax.Array:
+def unflatten(a: Array, N: int, H: int, W: int, C: int) -> jax.Array:
     """Rows back to images: N×HWC becomes N×H×W×C, the inverse of `flatten` and its backward pass.
 
     Args:

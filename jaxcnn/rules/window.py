@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax import lax
+
+from jaxcnn.rule import Array
 
 
 class Geometry(NamedTuple):
@@ -60,14 +61,14 @@ def geometry(function: str, size, window, stride, dilation, padding) -> Geometry
     return Geometry(tuple(size), tuple(window), stride, dilation, pads, output)
 
 
-def tap(padded: jax.Array, place: tuple[int, int], g: Geometry) -> jax.Array:
+def tap(padded: Array, place: tuple[int, int], g: Geometry) -> Array:
     """What one tap sees: the padded N×H×W×C array from `place` on, every stride-th value, N×Ho×Wo×C."""
     (i, j), (ho, wo), (si, sj) = place, g.output, g.stride
     n, _, _, c = padded.shape
     return lax.slice(padded, (0, i, j, 0), (n, i + (ho - 1) * si + 1, j + (wo - 1) * sj + 1, c), (1, si, sj, 1))
 
 
-def untap(dy: jax.Array, place: tuple[int, int], g: Geometry) -> jax.Array:
+def untap(dy: Array, place: tuple[int, int], g: Geometry) -> Array:
     """The transpose of pad-then-`tap`: N×Ho×Wo×C values put back where the tap saw them, zeros elsewhere, N×H×W×C."""
     config = [(0, 0, 0)]
     for start, s, size, out, (before, _) in zip(place, g.stride, g.size, g.output, g.padding, strict=True):
