@@ -18,7 +18,7 @@ from jaxcnn.rules.convolution import conv2d
 from jaxcnn.rules.dense import dense
 from jaxcnn.rules.pooling import max_pool
 from jaxcnn.rules.shape import flatten
-from jaxcnn.rules.window import pair
+from jaxcnn.rules.window import is_whole, pair
 
 Initializer = initializers.Initializer
 HE_NORMAL = initializers.he_normal(in_axis=-1, out_axis=0)  # for filters n×h×w×C
@@ -139,11 +139,11 @@ def Conv2D(
     (14, 14, 32)
     """
     window = pair("Conv2D", "size", size)
-    features = _width("Conv2D", "features", features)
+    features, groups = _positive("Conv2D", "features", features), _positive("Conv2D", "groups", groups)
 
     def filters(key, shape):
-        _require_image("Conv2D", shape)
-        return filters_init(key, (features, *window, max(shape[-1] // max(groups, 1), 1)))
+        _require_shape("Conv2D", shape, len(shape) == 3, "(H, W, C)")
+        return filters_init(key, (features, *window, max(shape[-1] // groups, 1)))  # conv2d says what does not divide
 
     parameters = {"filters": filters}
     if bias:
@@ -168,8 +168,13 @@ def Dense(
     >>> Dense(10).init(jax.random.key(0), (64,))[2]
     (10,)
     """
-    features = _width("Dense", "features", features)
-    parameters = {"weights": lambda key, shape: weights_init(key, (shape[-1], features))}
+    features = _positive("Dense", "features", features)
+
+    def weights(key, shape):
+        _require_shape("Dense", shape, len(shape) > 0, "(in,)")
+        return weights_init(key, (shape[-1], features))
+
+    parameters = {"weights": weights}
     if bias:
         parameters["bias"] = lambda key, shape: bias_init(key, (features,))
     return from_rule(rule, name, parameters)
@@ -359,10 +364,14 @@ def _require_layers(function: str, layers) -> None:
             raise TypeError(f"{function}: takes Layers, got {getattr(layer, '__name__', type(layer).__name__)}{hint}")
 
 
-def _require_image(function: str, shape: tuple[int, ...]) -> None:
-    if len(shape) != 3:
-        raise ValueError(f"{function}: input_shape must be (H, W, C), without N, got {shape}")
+def _require_shape(function: str, shape: tuple[int, ...], fits: bool, wanted: str) -> None:
+    if not fits:
+        raise ValueError(f"{function}: input_shape must be {wanted}, without N, got {shape}")
 
 
-def _width(function: str, argument: str, value: Any) -> int:
-    return pair(function, argument, value if not isinstance(value, Sequence) else None)[0]
+def _positive(function: str, argument: str, value: Any) -> int:
+    if not is_whole(value):
+        raise TypeError(f"{function}: {argument} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{function}: {argument} must be at least 1, got {value!r}")
+    return int(value)

@@ -82,7 +82,7 @@ class Rule(Generic[P]):
         name = self.name or getattr(self.forward, "__name__", "rule").removesuffix("_forward")
         object.__setattr__(self, "name", name)
         signature = inspect.signature(self.forward)
-        if not any(p.kind is not p.KEYWORD_ONLY for p in signature.parameters.values()):
+        if all(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in signature.parameters.values()):
             raise TypeError(f"Rule: forward must have a positional parameter, an array; got {name}{signature}")
         # What `help`, `inspect.signature` and documentation tools read: the rule presents itself as its forward.
         self.__dict__.update(
@@ -162,8 +162,10 @@ class Rule(Generic[P]):
             return self._split(self.forward(*arrays, **dict(static)))[0]
 
         def forward(static, *arrays):
-            output, residuals = self._split(self.forward(*arrays, **dict(static)))
-            return output, (residuals, Static(tuple(map(_describe, arrays))))
+            _, residuals = self._split(self.forward(*arrays, **dict(static)))
+            # The output by the function again, not by the forward pass: where this is differentiated in turn, the
+            # output's derivative is the hand-written one too. Under jit XLA merges the two equal computations.
+            return function(static, *arrays), (residuals, Static(tuple(map(_describe, arrays))))
 
         def backward(static, saved, dy):
             residuals, arrays = saved
@@ -192,7 +194,10 @@ class Rule(Generic[P]):
         where = f"{self.name}: backward's cotangent {index}"
         if cotangent is None:
             raise TypeError(f"{where} is None, its array is {array}; None is for integer, boolean and key arrays")
-        got = _describe(cotangent)
+        try:
+            got = _describe(cotangent)
+        except TypeError:
+            raise TypeError(f"{where} is of type {type(cotangent).__name__}, its array is {array}") from None
         if got is None or (got.shape, got.dtype) != (array.shape, array.dtype):
             raise TypeError(f"{where} is {got}, its array is {array}; shape and dtype must be equal")
         return _vary(cotangent, array.varying)

@@ -174,7 +174,7 @@ def _with_all_axes(image: Array, filters: Array) -> tuple[Array, Array]:
     """Any of the four combinations as N×H×W×C and n×h×w×C."""
     image = image.reshape(*image.shape, 1) if image.ndim == 2 else image
     filters = filters.reshape(*filters.shape, 1) if filters.ndim == 2 else filters
-    return image.reshape(-1, *image.shape[-3:]), filters.reshape(-1, *filters.shape[-3:])
+    return image if image.ndim == 4 else image[None], filters if filters.ndim == 4 else filters[None]
 
 
 def _output_shape(image: Array, filters: Array, g: Geometry) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -51,7 +52,8 @@ def dense_forward(x: Array, w: Array, b: Array | None = None) -> tuple[Array, De
 # the samples: a transposed times dy.   dL/db_j = dL/dz_j · 1, summed over the samples (the source prints a factor a).
 def dense_backward(residuals: DenseResiduals, dy: Array):
     x, w = residuals
-    rows, dys = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    samples = math.prod(x.shape[:-1])
+    rows, dys = x.reshape(samples, x.shape[-1]), dy.reshape(samples, dy.shape[-1])
     return dy @ w.T, rows.T @ dys, dys.sum(0)
 
 

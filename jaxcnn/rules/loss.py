@@ -45,11 +45,12 @@ def softmax_cross_entropy_forward(logits: Array, labels: Array) -> tuple[Array, 
     _check(logits, labels)
     logs = jax.nn.log_softmax(logits)
     if _are_rows(logits, labels):
-        # 0 · -inf is NaN, but a class that is ruled out and does not occur costs nothing.
-        losses = -jnp.where(labels == 0, 0, labels * logs).sum(-1)
+        losses = -(labels * _costs(logs, labels)).sum(-1)
     else:
-        chosen = jnp.take_along_axis(logs, _index(labels, logits), -1, mode="clip")[..., 0]
-        losses = jnp.where(_valid(labels, logits), -chosen, jnp.nan)
+        # Clipped, since `take_along_axis` counts negative indices from the end.
+        index = jnp.clip(_wide(labels), 0, logits.shape[-1] - 1)[..., None]
+        chosen = jnp.take_along_axis(logs, index, -1)[..., 0]
+        losses = jnp.where(valid_labels(labels, logits.shape[-1]), -chosen, jnp.nan)
     return losses.mean(), SoftmaxCrossEntropyResiduals(logits, labels)
 
 
@@ -63,39 +64,34 @@ def softmax_cross_entropy_backward(residuals: SoftmaxCrossEntropyResiduals, dy: 
     a = jax.nn.softmax(logits)
     share = dy / (logits.size // logits.shape[-1])
     if not _are_rows(logits, labels):
-        delta = a - jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-        return jnp.where(_valid(labels, logits)[..., None], delta, jnp.nan) * share, None
+        delta = a - jax.nn.one_hot(_wide(labels), logits.shape[-1], dtype=logits.dtype)
+        return jnp.where(valid_labels(labels, logits.shape[-1])[..., None], delta, jnp.nan) * share, None
     y = labels.astype(logits.dtype)
-    return (a * y.sum(-1, keepdims=True) - y) * share, -jax.nn.log_softmax(logits) * share
-
-
-def softmax_cross_entropy_reference(logits, labels):
-    """The same without the special case of a zero label, which would hide the gradient of that label from autodiff."""
-    if not _are_rows(logits, labels):
-        return softmax_cross_entropy_forward(logits, labels)[0]
-    return -(labels * jax.nn.log_softmax(logits)).sum(-1).mean()
+    return (a * y.sum(-1, keepdims=True) - y) * share, -_costs(jax.nn.log_softmax(logits), labels) * share
 
 
 softmax_cross_entropy = Rule(
-    softmax_cross_entropy_forward,
-    softmax_cross_entropy_backward,
-    "softmax_cross_entropy",
-    reference=softmax_cross_entropy_reference,
-    batch_axes=(0, 0),
+    softmax_cross_entropy_forward, softmax_cross_entropy_backward, "softmax_cross_entropy", batch_axes=(0, 0)
 )
+
+
+def valid_labels(labels: Array, classes: int) -> Array:
+    """Whether each index is one of the classes, as an array of the labels' shape."""
+    return (_wide(labels) >= 0) & (_wide(labels) < classes)
+
+
+def _wide(labels):
+    """An int8 cannot be compared with 200 classes: the 200 would wrap."""
+    return labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
+
+
+def _costs(logs, labels):
+    """log a, but 0 for a class that is ruled out and does not occur: 0 · -inf would be NaN."""
+    return jnp.where((labels == 0) & (logs == -jnp.inf), 0, logs)
 
 
 def _are_rows(logits, labels) -> bool:
     return labels.ndim == logits.ndim
-
-
-def _index(labels, logits):
-    """Indices as `take_along_axis` wants them; clipped first, since it counts negative ones from the end."""
-    return jnp.clip(labels, 0, logits.shape[-1] - 1)[..., None]
-
-
-def _valid(labels, logits):
-    return (labels >= 0) & (labels < logits.shape[-1])
 
 
 def _check(logits, labels) -> None:

@@ -97,19 +97,27 @@ def max_pool_backward(residuals: MaxPoolResiduals, dy: Array, *, window, stride,
 
 
 def max_pool_reference(x, *, window=2, stride=None, padding="VALID", ties="first"):
-    """Max-pooling in plain jax, whose `jax.vjp` follows the convention: all taps side by side, one of them chosen."""
+    """Max-pooling in plain jax, whose `jax.vjp` follows the convention: all taps side by side, each with its share."""
     g = _geometry(x, window, stride, padding, ties)
     padded = jnp.pad(_with_all_axes(x), ((0, 0), *g.padding, (0, 0)), constant_values=-np.inf)
     taps = jnp.stack([tap(padded, place, g) for place in g.taps], axis=-1)
-    if ties == "split":  # jnp.max shares the gradient equally
-        y = taps.max(-1)
-    elif ties == "first":  # argmax is the first
-        y = jnp.take_along_axis(taps, taps.argmax(-1, keepdims=True), -1)[..., 0]
-    else:  # a sum over the tied values, less what is too much, as a constant
-        total = jnp.where(taps == taps.max(-1, keepdims=True), taps, 0).sum(-1)
-        y = total - lax.stop_gradient(total - taps.max(-1))
+    y = taps.max(-1, keepdims=True)
+    shares = (_equal(taps, y) & np.stack([_inside(place, g) for place in g.taps], axis=-1)).astype(x.dtype)
+    if ties == "first":  # argmax is the first
+        shares = jax.nn.one_hot(shares.argmax(-1), len(g.taps), dtype=x.dtype)
+    if ties == "split":
+        shares = shares / shares.sum(-1, keepdims=True)
+    y = lax.stop_gradient(y[..., 0]) + (lax.stop_gradient(shares) * _nothing(taps)).sum(-1)
     return y.reshape(_output_shape(x, g))
 
+
+@jax.custom_jvp
+def _nothing(x):
+    """0 with derivative 1: it gives a value a gradient, at infinity and NaN too."""
+    return jnp.zeros_like(x)
+
+
+_nothing.defjvp(lambda primals, tangents: (_nothing(*primals), *tangents))
 
 max_pool = Rule(max_pool_forward, max_pool_backward, "max_pool", reference=max_pool_reference, batch_axes=(0,))
 
@@ -177,7 +185,7 @@ def _first_only(won: list[Array]) -> list[Array]:
 
 def _with_all_axes(x: Array) -> Array:
     x = x.reshape(*x.shape, 1) if x.ndim == 2 else x
-    return x.reshape(-1, *x.shape[-3:])
+    return x if x.ndim == 4 else x[None]
 
 
 def _output_shape(x: Array, g: Geometry) -> tuple[int, ...]:

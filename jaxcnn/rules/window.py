@@ -79,8 +79,13 @@ def untap(dy: Array, place: tuple[int, int], g: Geometry) -> Array:
 
 def pair(function: str, argument: str, value: Any) -> tuple[int, int]:
     """A positive number, or a pair of them, as a pair."""
-    values = (value, value) if _whole(value) else value
-    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != 2 or not all(map(_whole, values)):
+    values = (value, value) if is_whole(value) else value
+    if (
+        not isinstance(values, Sequence)
+        or isinstance(values, str)
+        or len(values) != 2
+        or not all(map(is_whole, values))
+    ):
         raise TypeError(f"{function}: {argument} must be a whole number or a pair of them, got {value!r}")
     if min(values) < 1:
         raise ValueError(f"{function}: {argument} must be at least 1, got {value!r}")
@@ -89,7 +94,7 @@ def pair(function: str, argument: str, value: Any) -> tuple[int, int]:
 
 def _pairs(function: str, padding: Any) -> Any:
     ok = isinstance(padding, Sequence) and len(padding) == 2
-    ok = ok and all(isinstance(p, Sequence) and len(p) == 2 and all(map(_whole, p)) for p in padding)
+    ok = ok and all(isinstance(p, Sequence) and len(p) == 2 and all(map(is_whole, p)) for p in padding)
     if not ok:
         raise TypeError(
             f'{function}: padding must be "SAME", "VALID" or ((top, bottom), (left, right)) in whole numbers, '
@@ -104,5 +109,6 @@ def _reach(window, dilation) -> tuple[int, int]:
     return (window[0] - 1) * dilation[0] + 1, (window[1] - 1) * dilation[1] + 1
 
 
-def _whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """An integer of Python or NumPy; a truth value is none."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)

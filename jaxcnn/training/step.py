@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule, equally_varying
+from jaxcnn.rules.loss import valid_labels
 from jaxcnn.training.devices import all_devices, must_not_overlap, place, require_one_axis
 
 
@@ -253,7 +254,7 @@ def _metrics(value, logits, labels, share) -> dict[str, jax.Array]:
     return {
         "loss": value * share,
         "accuracy": (logits.argmax(-1) == indices).mean(dtype=value.dtype) * share,
-        "invalid_labels": ((indices < 0) | (indices >= logits.shape[-1])).sum(),
+        "invalid_labels": (~valid_labels(indices, logits.shape[-1])).sum(),
     }
 
 
