@@ -7,10 +7,11 @@ def main() -> int:
     """The command line, or one line that says what to install for it."""
     try:
         from jaxcnn.cli import main
+
+        return main()
     except ModuleNotFoundError as error:
         print(f'jaxcnn: needs the package {error.name}; install it with: pip install "jaxcnn[train]"', file=sys.stderr)
         return 2
-    return main()
 
 
 if __name__ == "__main__":

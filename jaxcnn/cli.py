@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from jaxcnn.version import __version__
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -52,7 +54,7 @@ class Train:
     classes: int = 10
     """Number of classes in a folder of idx files."""
     cores: Annotated[int | None, _WHOLE] = None
-    """CPU cores to use (all); each becomes a device with its share of the batch."""
+    """CPU cores to use (all, or as many as divide the batch); each becomes a device with its share of the batch."""
     out: Annotated[Path | None, _FOLDER] = None
     """The run folder, new or empty (runs/DATA-MODEL-seedN-TIME)."""
     resume: Annotated[Path | None, _FOLDER] = None
@@ -61,8 +63,14 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Verify:
-    """Compare every hand-written backward pass with autodiff, in float64, float32 and bfloat16."""
+    """Verify hand-written backward passes: those of the library, or one of your own."""
 
+    target: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[FILE.py:NAME]")] = None
+    """A jaxcnn.Rule or Layer of your own; all of the library's when not given."""
+    shapes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SHAPE ...")] = ()
+    """Its arrays, drawn at random: 2x8x8x3 3x3x3x4; scalar; 8:10 for 8 whole numbers below 10."""
+    static: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
+    """Its static arguments: stride=2 padding=VALID."""
     full: bool = False
     """All cases: odd and even sizes, strides, groups, ties, single pixels (minutes)."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
@@ -73,8 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0 done, 1 a check failed or the run diverged, 2 bad arguments
     or data, 130 and 143 after an interrupt.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments) == ["--version"]:
+        print(__version__)
+        return 0
     try:
-        command = _parse(sys.argv[1:] if arguments is None else arguments)
+        command = _parse(arguments)
         return _verify(command) if isinstance(command, Verify) else _train(command)
     except SystemExit as end:  # --help, and what _parse refuses
         return int(end.code or 0)
@@ -113,11 +125,11 @@ def _parse(arguments: Sequence[str]) -> Train | Verify:
 
 def _one_line(box: str) -> str:
     """tyro's framed paragraphs as a sentence: the first one, and the option that may have been meant."""
-    inside = [line.strip("│ \t") for line in box.splitlines() if line.startswith("│")]
-    paragraphs = " ".join("\0" if set(line) == {"─"} else line for line in inside).split("\0")
-    meant = re.findall(r"--[\w-]+", paragraphs[1]) if "meant" in "".join(paragraphs[1:2]) else []
+    rule = r"(?m)^(?:╭.*|╰.*|[│ ]*[─-]{3,}[│ ]*)$"  # where standard output is no UTF-8, the frame is of spaces and -
+    _, first, *more = (" ".join(part.replace("│", " ").split()) for part in re.split(rule, box))
+    meant = re.findall(r"--[\w-]+", more[0]) if "meant" in more[0] else []
     hint = f"did you mean {meant[0]}? " if meant else ""
-    first = " ".join(paragraphs[0].split(" Got errors:")[0].split()).rstrip(".")
+    first = first.split(" Got errors:")[0].rstrip(".")
     return f"{first}; {hint}see jaxcnn --help"
 
 
@@ -125,11 +137,13 @@ def _train(arguments: Train) -> int:
     from rich.console import Console
 
     from jaxcnn.training.checkpoint import RunFolder
-    from jaxcnn.training.devices import use_cpu_cores
+    from jaxcnn.training.devices import available_cores, use_cpu_cores
     from jaxcnn.training.loop import Config, Diverged, Interrupted, finished, from_folder, new_folder, prepare
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)  # a path may hold brackets
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Config)}
+    if arguments.data != "digits":  # so that the run can be resumed from any folder
+        given["data"] = str(Path(arguments.data).absolute())
     config = Config(**given)
     if arguments.resume is not None:
         config = from_folder(RunFolder(arguments.resume))
@@ -137,7 +151,10 @@ def _train(arguments: Train) -> int:
     folder = RunFolder(arguments.resume or arguments.out or new_folder(config))
     if arguments.resume is None:
         folder.require_new()
-    use_cpu_cores(arguments.cores)
+    cores = arguments.cores
+    if cores is None:  # a default must do on any machine
+        cores = max(n for n in range(1, available_cores() + 1) if config.batch_size % n == 0)
+    use_cpu_cores(cores)
     run = prepare(config)
     if arguments.resume is not None and (last := finished(run, folder)) is not None:
         console.print(f"{folder.path} is finished: test accuracy {last['test_accuracy']:.2%}")
@@ -256,44 +273,81 @@ class _Signals:
 
 
 def _verify(arguments: Verify) -> int:
+    if arguments.json is not None:
+        arguments.json.touch()  # what cannot be written is said now, not after minutes
+    if arguments.target is not None:
+        return _verify_target(arguments, arguments.target)
+    if arguments.shapes or arguments.static:
+        raise ValueError("verify: --shapes and --static are for a rule of your own; give it as path/to/module.py:name")
     from rich.console import Console
     from rich.table import Table
 
     from jaxcnn.verification.cases import full_cases, short_cases
     from jaxcnn.verification.verify import Options
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     cases = full_cases() if arguments.full else short_cases()
     checks = ("float64", *Options().dtypes)
-    table = Table(title="hand-written backward passes against autodiff")
+    table = Table(title="hand-written backward passes: largest error relative to the largest element")
     for heading in ("rule or layer", "case", *checks, ""):
         table.add_column(heading, justify="right" if heading in checks else "left")
     reports = []
     start = time.perf_counter()
     for case in _tracked(cases, console):
         report = case.verify()
-        reports.append((case, report))
+        reports.append((case.what, case.static, report))
         errors = (f"{report.largest(check):.1e}" for check in checks)
         table.add_row(report.name, case.what, *errors, "ok" if report.ok else "FAILED")
     console.print(table)
-    for _, report in reports:
+    for _, _, report in reports:
         if not report.ok:
             console.print(str(report))
-    failed = sum(not report.ok for _, report in reports)
-    largest = max(report.largest("float64") for _, report in reports)
+    failed = sum(not report.ok for _, _, report in reports)
+    largest = max(report.largest("float64") for _, _, report in reports)
     console.print(
         f"{len(reports)} cases, {failed} failed; largest float64 error {largest:.1e} of the largest element; "
         f"{time.perf_counter() - start:.0f} s"
     )
-    if arguments.json is not None:
-        result = {"cases": len(reports), "failed": failed, "largest_float64_error": largest, "results": []}
-        for case, report in reports:
-            rows = [row._asdict() | {"relative": row.relative, "ok": row.ok} for row in report.rows]
-            findings = [finding._asdict() for finding in report.findings]
-            entry = {"name": report.name, "case": case.what, "static": repr(case.static), "ok": report.ok}
-            result["results"].append({**entry, "rows": rows, "findings": findings})
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    _write_json(arguments.json, reports)
     return 1 if failed else 0
+
+
+def _verify_target(arguments: Verify, target: str) -> int:
+    from jaxcnn.verification.target import load_target, make_array, make_static
+    from jaxcnn.verification.verify import verify
+
+    if arguments.full:
+        raise ValueError("--full: is for the library's own rules; a rule of your own is always verified whole")
+    rule = load_target(target)
+    if not arguments.shapes:
+        raise ValueError(
+            f"--shapes: got none, required a shape for each array of {rule.name}: --shapes 2x8x8x3 3x3x3x4"
+        )
+    static = dict(map(make_static, arguments.static))
+    try:
+        report = verify(rule, *(make_array(s, seed) for seed, s in enumerate(arguments.shapes)), **static)
+    except TypeError as error:  # arguments that do not fit the rule
+        raise ValueError(str(error)) from error
+    print(report)
+    _write_json(arguments.json, [(" ".join(arguments.shapes), static, report)])
+    return 0 if report.ok else 1
+
+
+def _write_json(file: Path | None, reports: Sequence[tuple[str, dict[str, Any], Any]]) -> None:
+    if file is None:
+        return
+    results = []
+    for what, static, report in reports:
+        rows = [row._asdict() | {"relative": row.relative, "ok": row.ok} for row in report.rows]
+        findings = [
+            finding._asdict() | {"worst": finding.worst and finding.worst._asdict(), "errors": None}
+            for finding in report.findings
+        ]
+        entry = {"name": report.name, "case": what, "static": repr(static), "ok": report.ok}
+        results.append({**entry, "rows": rows, "findings": findings, "notes": report.notes})
+    summary = {"cases": len(reports), "failed": sum(not report.ok for _, _, report in reports)}
+    summary["largest_float64_error"] = max(report.largest("float64") for _, _, report in reports)
+    file.write_text(json.dumps({**summary, "results": results}, indent=1) + "\n")
 
 
 def _tracked(cases: Sequence[Any], console: Console) -> Iterator[Any]:

@@ -91,6 +91,7 @@ class RunFolder:
     def create(self, config: dict[str, Any], state: TrainState) -> None:
         """A new run: its first checkpoint, then its configuration. Raises DataError as `require_new`."""
         self.require_new()
+        _orbax()  # a package that is missing leaves no folder behind
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -111,9 +112,11 @@ class RunFolder:
         template = {"state": _on_host(like), "sums": {"loss": 0.0, "seconds": 0.0}}
         try:
             kept = self._checkpoints.load(newest.step, template)
-        except Exception as error:
-            said = str(error).splitlines()[0]
-            raise DataError(f"--resume {self.path}: checkpoint {newest.step} cannot be read: {said}") from None
+        except Exception:  # orbax's own words may quote whole arrays
+            broken = self.path / "checkpoints" / str(newest.step)
+            raise DataError(
+                f"--resume {self.path}: checkpoint cannot be read; remove {broken} to go on from an earlier one"
+            ) from None
         state = jax.tree.map(_like, like, kept["state"])
         lines = [m for m in self.metrics() if m["step"] <= newest.step]
         (self.path / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in lines))
@@ -142,13 +145,17 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         file = self.path / "metrics.jsonl"
         lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]  # a last one cut short was never whole
+        try:
+            return [json.loads(line) for line in lines if line.endswith("\n")]  # a last one cut short was never whole
+        except ValueError as error:
+            raise DataError(f"--resume {self.path}: metrics.jsonl is damaged: {error}") from None
+
+    def has_checkpoint(self, step: int) -> bool:
+        return (self.path / "checkpoints" / str(step)).is_dir()
 
     def _open(self) -> None:
-        from orbax.checkpoint import v1
-
         folder: Any = self.path / "checkpoints"
-        self._checkpoints = v1.training.Checkpointer(folder, cleanup_tmp_directories=True)
+        self._checkpoints = _orbax().training.Checkpointer(folder, cleanup_tmp_directories=True)
 
 
 def _on_host(tree: Any) -> Any:

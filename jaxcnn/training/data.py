@@ -44,8 +44,9 @@ def load_data(name: str, *, seed: int, validation: float = 0.0, classes: int = 1
     if not 0 <= validation < 1:
         raise DataError(f"validation: got {validation}, required a fraction from 0 to less than 1")
     if name == "digits":
+        if classes != 10:
+            raise DataError(f"classes: got {classes}, the digits have 10; it is for folders of idx files")
         train, test = _digits(seed)
-        classes = 10
     else:
         train, test = (_from_folder(Path(name), split, classes) for split in SPLITS)
         if train.images.shape[1:] != test.images.shape[1:]:
@@ -90,8 +91,8 @@ def _split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Sampl
 def _from_folder(folder: Path, split: str, classes: int) -> Samples:
     images, labels = (_find(folder, split, kind) for kind in ("images", "labels"))
     pixels, targets = read_idx(images), read_idx(labels)
-    if pixels.ndim not in (3, 4) or pixels.size == 0:
-        raise DataError(f"{images}: got an array {pixels.shape}, required M×H×W or M×H×W×C images, at least one")
+    if pixels.ndim not in (3, 4):
+        raise DataError(f"{images}: got an array {pixels.shape}, required M×H×W or M×H×W×C images")
     if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
         raise DataError(f"{labels}: got {targets.dtype} {targets.shape}, required one whole number an image")
     if len(pixels) != len(targets):
@@ -100,7 +101,8 @@ def _from_folder(folder: Path, split: str, classes: int) -> Samples:
         bad = targets[(targets < 0) | (targets >= classes)][0]
         raise DataError(f"{labels}: label {bad} is outside the {classes} classes 0 … {classes - 1}; give --classes")
     scale = np.float32(255 if pixels.dtype == np.uint8 else 1)
-    pixels = pixels.astype(np.float32) / scale
+    with np.errstate(over="ignore"):  # a float64 may be more than float32 holds; it is named below
+        pixels = pixels.astype(np.float32) / scale
     if not np.isfinite(pixels).all():
         where = np.argwhere(~np.isfinite(pixels))[0].tolist()
         raise DataError(f"{images}: value {where} is NaN or infinite; all pixels must be finite")

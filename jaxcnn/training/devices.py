@@ -23,10 +23,10 @@ def use_cpu_cores(n: int | None = None) -> int:
     Raises:
       ValueError: n less than 1. RuntimeError: jax has used a device already, and then the number is fixed.
 
-    >>> use_cpu_cores()  # doctest: +SKIP
+    >>> use_cpuavailable_cores()  # doctest: +SKIP
     2
     """
-    n = _cores() if n is None else n
+    n = available_cores() if n is None else n
     if n < 1:
         raise ValueError(f"use_cpu_cores: n must be at least 1, got {n}")
     try:
@@ -38,7 +38,8 @@ def use_cpu_cores(n: int | None = None) -> int:
     return n
 
 
-def _cores() -> int:
+def available_cores() -> int:
+    """How many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_BLOCK = 1 << 20  # bytes read at a time: a broken header may announce more than any memory holds
 
 
 class DataError(ValueError):
@@ -23,7 +24,8 @@ def read_idx(path: Path) -> np.ndarray:
     No more is read than the header announces, so a small file cannot unpack into a large one.
 
     Raises:
-      DataError: no idx file, one cut short, one with bytes left over, a broken gzip stream, one that cannot be read.
+      DataError: no idx file, one cut short, with bytes left over or without values, a broken gzip stream, one that
+        cannot be read.
     """
     try:
         with path.open("rb") as raw:
@@ -46,11 +48,15 @@ def _read(path: Path, file) -> np.ndarray:
     shape = struct.unpack(f">{magic[3]}I", sizes)
     dtype = np.dtype(_TYPES[magic[2]])
     needed = math.prod(shape) * dtype.itemsize
-    values = file.read(needed) if needed else b""
+    announced = f"the header announces {' × '.join(map(str, shape))} values"
+    if not needed:
+        raise DataError(f"{path}: {announced}; at least one is required")
+    values = bytearray()
+    while len(values) < needed and (block := file.read(min(needed - len(values), _BLOCK))):
+        values += block
     if len(values) < needed:
         raise DataError(
-            f"{path}: cut short: the header announces {' × '.join(map(str, shape))} values, {needed} bytes, the file "
-            f"holds {len(values)}; fetch the file again"
+            f"{path}: cut short: {announced}, {needed} bytes, the file holds {len(values)}; fetch the file again"
         )
     if file.read(1):
         raise DataError(f"{path}: holds more than the {needed} bytes that its header announces; fetch the file again")

@@ -62,6 +62,8 @@ class Config:
         for name, least in (("epochs", 1), ("batch_size", 1), ("classes", 2), ("seed", 0), ("weight_decay", 0)):
             if not getattr(full, name) >= least:
                 raise DataError(f"--{name.replace('_', '-')}: got {getattr(full, name)}, required at least {least}")
+        if not full.seed < 2**32:
+            raise DataError(f"--seed: got {full.seed}, required less than {2**32}")
         if not (full.learning_rate or 0) > 0:
             raise DataError(f"--learning-rate: got {full.learning_rate}, required more than 0")
         return full
@@ -152,7 +154,8 @@ def train(
     """
     images, labels = (jnp.asarray(a) for a in run.data.train)
     loss = softmax_cross_entropy
-    state, sums = run.state, {"loss": 0.0, "seconds": 0.0}
+    sums = {"loss": 0.0, "seconds": 0.0}
+    state = jax.tree.map(jnp.copy, run.state)  # the step donates its state; the run's own is not ours to give away
     if resume:
         state, sums = folder.resume(run.state)
     first = shuffled(len(labels), run.config.batch_size, seed=run.config.seed, epoch=0)[0]
@@ -188,9 +191,10 @@ def train(
 
 
 def finished(run: Run, folder: RunFolder) -> dict[str, Any] | None:
-    """The last line of metrics of a run that has ended, else None."""
-    lines = folder.metrics()
-    return lines[-1] if lines and lines[-1]["step"] == run.steps and "test_accuracy" in lines[-1] else None
+    """The last line of metrics of a run that has ended, its last checkpoint written, else None."""
+    last = (folder.metrics() or [{}])[-1]
+    whole = last.get("step") == run.steps and "test_accuracy" in last and folder.has_checkpoint(run.steps)
+    return last if whole else None
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -211,9 +215,9 @@ def from_folder(folder: RunFolder) -> Config:
     """The configuration of an earlier run."""
     kept = folder.config()
     try:
-        return Config(**{field.name: kept[field.name] for field in dataclasses.fields(Config)})
-    except KeyError as error:
-        raise DataError(f"--resume {folder.path}: config.json has no {error}; was it written by jaxcnn?") from None
+        return Config(**{field.name: kept[field.name] for field in dataclasses.fields(Config)}).complete()
+    except (KeyError, TypeError) as error:
+        raise DataError(f"--resume {folder.path}: config.json is not as jaxcnn wrote it: {error!r}") from None
 
 
 def new_folder(config: Config) -> Path:

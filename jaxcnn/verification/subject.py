@@ -10,21 +10,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.layers import Layer
-from jaxcnn.rule import Rule
+from jaxcnn.rule import Rule, autodiff_vjp
+
+Pullback = Callable[[Any], list]
 
 
 class StructureError(Exception):
-    """A backward pass that gave no set of cotangents at all, or not one that fits its arrays."""
+    """A pass that gave no output and residuals, or no set of cotangents that fits its arrays."""
 
 
 class Subject(NamedTuple):
-    """Both passes take the list of float arrays; `hand` returns (output, pullback: dy -> list of cotangents)."""
+    """Both passes take the list of float arrays, in any dtype."""
 
     name: str
     arguments: tuple[str, ...]  # one name for each float array
     arrays: tuple[np.ndarray, ...]
-    hand: Callable[[list], tuple[Any, Callable[[Any], list]]]
-    plain: Callable[[list], Any]
+    batch_axes: tuple[int | None, ...]  # of each float array the axis of the samples
+    forward: Callable[[list], tuple[Any, Any]]  # values -> (output, residuals)
+    backward: Callable[[Any, Any], list]  # (residuals, dy) -> cotangents
+    plain: Callable[[list], Any]  # values -> output, for autodiff
+    take: Callable[[np.ndarray], Subject] | None  # the same of some of the samples
+
+    def by_hand(self, values: list) -> tuple[Any, Pullback]:
+        output, residuals = self.forward(values)
+        return output, lambda dy: self.backward(residuals, dy)
+
+    def by_autodiff(self, values: list) -> tuple[Any, Pullback]:
+        output, pullback = autodiff_vjp(lambda *v: self.plain(list(v)), tuple(values))
+        return output, lambda dy: list(pullback(dy))
 
 
 def subject_of(rule_or_layer: Rule | Layer, arrays: tuple, key, train: bool, static: dict) -> Subject:
@@ -43,6 +56,8 @@ def _of_rule(rule: Rule, args: tuple, static: dict) -> Subject:
     given = tuple(None if a is None else a if _is_key(a) else np.asarray(a) for a in given)
     floats = [i for i, a in enumerate(given) if a is not None and jnp.issubdtype(a.dtype, jnp.inexact)]
     names = rule.argument_names(len(given))
+    axes = (rule.batch_axes or ())[: len(given)]
+    axes += (None,) * (len(given) - len(axes))
 
     def fill(values: list) -> list:
         full = list(given)
@@ -50,27 +65,36 @@ def _of_rule(rule: Rule, args: tuple, static: dict) -> Subject:
             full[i] = value
         return full
 
-    def hand(values):
+    def forward(values):
         result = rule.forward(*fill(values), **static)
         if not isinstance(result, tuple) or len(result) != 2:
             raise StructureError(f"forward must return (output, residuals), got {type(result).__name__}")
-        output, residuals = result
+        return result
 
-        def pullback(dy):
-            cotangents = rule.backward(residuals, dy, **static)
-            if not isinstance(cotangents, tuple) or len(cotangents) != len(given):
-                got = f"a tuple of {len(cotangents)}" if isinstance(cotangents, tuple) else type(cotangents).__name__
-                raise StructureError(f"backward must return a tuple of {len(given)} cotangents, got {got}")
-            return [cotangents[i] for i in floats]
+    def backward(residuals, dy):
+        cotangents = rule.backward(residuals, dy, **static)
+        if not isinstance(cotangents, tuple) or len(cotangents) != len(given):
+            kind = "an array" if isinstance(cotangents, jax.Array) else type(cotangents).__name__
+            got = f"a tuple of {len(cotangents)}" if isinstance(cotangents, tuple) else kind
+            raise StructureError(f"backward must return a tuple of {len(given)} cotangents, got {got}")
+        return [cotangents[i] for i in floats]
 
-        return output, pullback
+    def take(samples):
+        def of(array, axis):
+            return array if array is None or axis is None else np.take(np.asarray(array), samples, axis)
 
+        return _of_rule(rule, tuple(map(of, given, axes)), static)
+
+    batched = [a for a, axis in zip(given, axes, strict=True) if a is not None and axis is not None]
     return Subject(
         rule.name,
         tuple(names[i] for i in floats),
         tuple(np.asarray(given[i]) for i in floats),
-        hand,
+        tuple(axes[i] for i in floats),
+        forward,
+        backward,
         lambda values: rule.plain(*fill(values), **static),
+        take if batched and all(a.ndim for a in batched) else None,
     )
 
 
@@ -80,28 +104,36 @@ def _of_layer(layer: Layer, x, key, train: bool) -> Subject:
         raise ValueError(f"verify: x must have an axis of samples, got shape {x.shape}")
     key = jax.random.key(0) if key is None else key
     params, state, _ = layer.init(key, x.shape[1:])
-    paths, structure = jax.tree.flatten((params, x))
+    arrays, structure = jax.tree.flatten((params, x))
     labels = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)]
 
-    def hand(values):
+    def forward(values):
         params, x = jax.tree.unflatten(structure, values)
         output, _, residuals = layer.forward(params, _like(state, x), x, train=train, key=key)
+        return output, residuals
 
-        def pullback(dy):
-            result = layer.backward(residuals, dy)
-            if not isinstance(result, tuple) or jax.tree.structure(result) != structure:
-                raise StructureError(
-                    f"backward must return (dparams, dx) of structure {structure}, got {jax.tree.structure(result)}"
-                )
-            return jax.tree.leaves(result)
-
-        return output, pullback
+    def backward(residuals, dy):
+        result = layer.backward(residuals, dy)
+        if not isinstance(result, tuple) or jax.tree.structure(result) != structure:
+            raise StructureError(
+                f"backward must return (dparams, dx) of structure {structure}, got {jax.tree.structure(result)}"
+            )
+        return jax.tree.leaves(result)
 
     def plain(values):
         params, x = jax.tree.unflatten(structure, values)
         return layer.plain(params, _like(state, x), x, train=train, key=key)[0]
 
-    return Subject(layer.name, (*labels, "x"), tuple(map(np.asarray, paths)), hand, plain)
+    return Subject(
+        layer.name,
+        (*labels, "x"),
+        tuple(map(np.asarray, arrays)),
+        (*(None for _ in labels), 0),
+        forward,
+        backward,
+        plain,
+        lambda samples: _of_layer(layer, x[samples], key, train),
+    )
 
 
 def _like(state, x):

@@ -1,8 +1,9 @@
-"""verify: a hand-written backward pass against autodiff, element by element."""
+"""verify: a hand-written backward pass against autodiff and finite differences, element by element."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,25 +11,42 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.layers import Layer
-from jaxcnn.rule import Rule, autodiff_vjp
-from jaxcnn.verification.report import Finding, Report, Row
+from jaxcnn.rule import Rule
+from jaxcnn.verification.diagnosis import Cause, Evidence, diagnose, spatial_axes
+from jaxcnn.verification.differences import adjoint_errors, differences
+from jaxcnn.verification.report import Finding, Report, Row, Worst
 from jaxcnn.verification.subject import StructureError, Subject, subject_of
+from jaxcnn.verification.transforms import Outcome, again, other_batch, saved_bytes, second_order, under_vmap
+from jaxcnn.verification.trials import (
+    Runner,
+    Trial,
+    float64_trials,
+    form_of,
+    largest_difference,
+    runner,
+    worst_difference,
+)
 
-# float64 carries 2e-16; sums over a layer's thousands of terms, in another order, stay a thousandfold below this.
-FLOAT64_TOLERANCE = 1e-12
+ADJOINT = 1e-11  # of the sum of the absolute terms
 
 
 class Options(NamedTuple):
-    """What `verify` does.
+    """What `verify` does; what is left out is said in the report.
 
     cotangents: how many random ones. One alone misses a fault it happens to be orthogonal to.
     dtypes: in which the precision is measured, after float64.
-    seed: of the cotangents.
+    seed: of the cotangents and of the elements that finite differences look at.
+    finite_differences: leave them out for a rule whose intended gradient is not its forward's (gradient reversal, a
+      straight-through estimate), which declares it by `reference`.
+    transforms: leave out eager calls, vmap and other batches. second_order: leave out the derivative of the backward.
     """
 
     cotangents: int = 3
-    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
     seed: int = 0
+    finite_differences: bool = True
+    transforms: bool = True
+    second_order: bool = True
 
 
 def verify(
@@ -39,12 +57,22 @@ def verify(
     train: bool = True,
     **static: Any,
 ) -> Report:
-    """Compares a hand-written backward pass with autodiff's, for each argument and every element.
+    """Compares a hand-written backward pass with autodiff's and with finite differences, for each argument.
 
-    First in float64, whatever the default precision: equal to `jax.vjp` of the rule's reference (its plain forward
-    where it has none) to 1e-12 of the largest element, for random cotangents. Then in float32 and bfloat16: the
-    largest error over the array against the float64 gradient at the same rounded inputs may be at most twice that of
-    autodiff's own gradient in that dtype, plus one unit in the last place of the largest element.
+    In float64, whatever the default precision:
+
+    - "float64": equal to `jax.vjp` of the rule's reference (its plain forward where it has none), for random
+      cotangents, one with a few huge and tiny entries, zero, a large one, and ones that look at a single element of the
+      output; at the given values, and at these rounded so that they tie and contain zeros;
+    - "differences": equal to finite differences of the forward pass, where these can be trusted; at a kink the gradient
+      must lie between the one-sided differences;
+    - "adjoint": ⟨J v, u⟩ = ⟨v, Jᵀ u⟩, with J v by `jax.jvp`;
+    - "without jit", "second call", "vmap", and, on a declared batch axis, "other batch": half of it in another order;
+    - "second order": the derivative of the backward pass equals that of autodiff's.
+
+    Then in float32, bfloat16 and float16: the largest error against the float64 gradient at the same rounded inputs may
+    be at most twice that of autodiff's own gradient in that dtype, plus one unit in the last place of the largest
+    element.
 
     Args:
       rule_or_layer: a `Rule`, or a `Layer`, whose parameters are then initialised here.
@@ -54,126 +82,266 @@ def verify(
       static: the rule's static arguments.
 
     Returns:
-      A `Report`: `.ok`, `.findings`, and a table when printed. Whatever a faulty backward pass does, raising included,
-      is a finding.
+      A `Report`: `.ok`, `.findings` (each with its cause in one word and the evidence in a sentence), and a table when
+      printed. Whatever a faulty backward pass does, raising included, is a finding.
 
     Raises:
       TypeError, ValueError: a bad call: what is no rule and no layer, arguments that the forward pass refuses.
 
     >>> import jaxcnn
-    >>> wrong = jaxcnn.sigmoid.replace(backward=lambda residuals, dy: (dy * residuals.y,))
-    >>> verify(jaxcnn.sigmoid, jnp.linspace(-3, 3, 7)).ok, verify(wrong, jnp.linspace(-3, 3, 7)).ok
-    (True, False)
+    >>> wrong = jaxcnn.sigmoid.replace(backward=lambda residuals, dy: (-dy * residuals.y * (1 - residuals.y),))
+    >>> verify(jaxcnn.sigmoid, jnp.linspace(-3, 3, 7)).ok
+    True
+    >>> verify(wrong, jnp.linspace(-3, 3, 7)).findings[0].message
+    'dx equals the right gradient with its sign changed'
     """
     options = Options() if options is None else options
     subject = subject_of(rule_or_layer, arrays, key, train, static)
-    rows: list[Row] = []
-    findings: list[Finding] = []
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), np.errstate(all="ignore"):  # NaN and infinity are told apart here, not by warnings
         _refuse_bad_call(subject)
-        run = _passes(subject)
-        for dtype in ("float64", *options.dtypes):
-            try:
-                found = _compare(subject, run, dtype, options)
-            except Exception as error:  # whatever the backward pass raises is its fault
-                said = str(error) if isinstance(error, StructureError) else f"{type(error).__name__}: {error}"
-                findings.append(Finding("", dtype, "structure", math.inf, 0.0, f"the backward pass failed: {said}"))
-                break
-            known = {finding.argument for finding in findings}  # said once, in the dtype that shows it best
-            rows += [row for row, _ in found]
-            new = (_finding(row, wrong) for row, wrong in found if row.argument not in known)
-            findings += [finding for finding in new if finding is not None]
-    return Report(subject.name, tuple(rows), tuple(findings))
+        return _Verification(subject, options).report()
 
 
 def _refuse_bad_call(subject: Subject) -> None:
     """Runs the plain forward alone: what it raises is about the call."""
     if not subject.arrays:
         raise TypeError(f"verify: {subject.name} got no floating-point array, so there is no gradient to verify")
+    for name, array in zip(subject.arguments, subject.arrays, strict=True):
+        if not array.size:
+            raise ValueError(f"verify: {subject.name}: {name} must not be empty, got shape {array.shape}")
+        if not np.isfinite(array.astype(np.float64)).all():
+            raise ValueError(f"verify: {subject.name}: {name} must be finite, got NaN or infinity")
     jax.eval_shape(subject.plain, [a.astype(np.float64) for a in subject.arrays])
 
 
-def _passes(subject: Subject):
-    """(values, dy) -> the output by hand and by the reference, the cotangents by hand and by autodiff; jitted."""
+class _Verification:
+    """One call of `verify`: the rows and findings as they come in."""
 
-    @jax.jit
-    def run(values, dy):
-        output, pullback = subject.hand(values)
-        plain, reference = autodiff_vjp(lambda *v: subject.plain(list(v)), tuple(values))
-        return output, plain, [None if c is None else jnp.asarray(c) for c in pullback(dy)], list(reference(dy))
+    def __init__(self, subject: Subject, options: Options):
+        self.subject, self.options = subject, options
+        self.rows: list[Row] = []
+        self.findings: list[Finding] = []
+        self.notes: list[str] = []
 
-    return run
+    def report(self) -> Report:
+        if self._guarded("float64", self._float64) and self._well_formed():
+            usual = self.trials[0]
+            if self.options.finite_differences:
+                self._guarded("differences", lambda: self._differences(usual))
+            else:
+                self.notes.append("finite differences left out: the option says that the gradient is not the forward's")
+            if self.options.transforms:
+                self._guarded("without jit", lambda: self._again(usual))
+                self._guarded("vmap", lambda: self._outcomes(under_vmap(self.subject, self.trials[:2])))
+                self._guarded("other batch", lambda: self._outcomes(other_batch(self.subject, usual)))
+            if self.options.second_order:
+                self._guarded("second order", lambda: self._second_order(usual))
+            low = runner(self.subject, jax.jit)  # the precision of programs as they are run
+            for dtype in self.options.dtypes:
+                self._guarded(dtype, lambda dtype=dtype: self._precision(low, dtype))
+            self._residuals()
+        return Report(self.subject.name, tuple(self.rows), tuple(self.findings), tuple(self.notes))
+
+    def _guarded(self, check: str, step: Callable[[], None]) -> bool:
+        """Whatever a pass raises is its fault, and a finding; said once."""
+        try:
+            step()
+        except Exception as error:
+            said = str(error) if isinstance(error, StructureError) else f"{type(error).__name__}: {_first_line(error)}"
+            where = "" if check == "float64" else f" ({check})"
+            message = f"the backward pass failed{where}: {said}"
+            if not any(f.cause == "structure" and not f.argument for f in self.findings):
+                cause = "second-order" if check == "second order" else "structure"
+                self.findings.append(Finding("", check, cause, math.inf, 0.0, message))
+            return False
+        return True
+
+    def _well_formed(self) -> bool:
+        """Whether there are gradients to look at further."""
+        if all(f.cause not in ("structure", "nan") for f in self.findings):
+            return True
+        self.notes.append("the other checks need finite gradients of the right form and were left out")
+        return False
+
+    def _faulty(self) -> set[str]:
+        """The arguments whose gradient is known to be wrong: said once, by the check that shows it best."""
+        return {finding.argument for finding in self.findings}
+
+    def _float64(self) -> None:
+        self.run = runner(self.subject)
+        self.trials = float64_trials(self.subject, self.run, self.options.seed, max(2, self.options.cotangents))
+        unsteady = self._unsteady()
+        for i, name in enumerate(self.subject.arguments):
+            worst = worst_difference(self.trials, i)
+            row = Row(name, "float64", worst.error, worst.tolerance, worst.scale)
+            self.rows.append(row)
+            form = form_of(worst.trial.hand[i], worst.trial.values[i])
+            if row.ok and not form:
+                continue
+            evidence = Evidence(self.subject, self.run, self.trials, i)
+            if i in unsteady and not form:
+                causes = [Cause("nondeterministic", f"d{name} differs between two calls with the same arguments")]
+            elif form:
+                causes = [Cause("structure", f"d{name} has the wrong form: {form}")]
+                hand = worst.trial.hand[i]
+                if hand is not None and hand.shape != worst.trial.values[i].shape:
+                    causes += [c for c in diagnose(evidence) if c.word != "structure"]
+            else:
+                causes = diagnose(evidence)
+            if form:
+                self._found(row, causes)
+            else:  # shown where it looks most ordinary
+                shown = next((t for t in self.trials if t.kind == "random" and _differ(t, i)), worst.trial)
+                self._found(row, causes, (shown.hand[i], shown.right[i]))
+
+    def _unsteady(self) -> set[int]:
+        """The arguments whose gradients differ between two calls without jit: the pass keeps or draws something.
+
+        Looked at only where something is wrong already; it explains that best.
+        """
+        worst = [worst_difference(self.trials, i) for i in range(len(self.subject.arguments))]
+        if all(w.error <= w.tolerance for w in worst):
+            return set()
+        try:
+            return {o.index for o in again(self.subject, self.trials[0])[1] if not o.error <= o.tolerance}
+        except Exception:  # said by the check of that name
+            return set()
+
+    def _differences(self, usual: Trial) -> None:
+        kinks = skipped = 0
+        for i, found in enumerate(differences(self.subject, usual, self.options.seed)):
+            name = self.subject.arguments[i]
+            row = Row(name, "differences", found.error, found.tolerance, found.scale)
+            self.rows.append(row)
+            kinks, skipped = kinks + found.kinks, skipped + found.skipped
+            if not row.ok and name not in self._faulty():
+                at = f" at {list(found.index)}" if found.index is not None else ""
+                message = (
+                    f"d{name} equals autodiff's gradient but not the finite differences of the forward pass{at} "
+                    f"({found.got:.6g} against {found.right:.6g}): the forward pass overrides its own derivative "
+                    "(stop_gradient, or an inner rule)"
+                )
+                worst = None if found.index is None else Worst(found.index, found.right, found.got)
+                self.findings.append(
+                    Finding(name, "differences", "unknown", found.error, found.tolerance, message, worst=worst)
+                )
+        if kinks:
+            self.notes.append(
+                f"{kinks} element(s) at a kink: the gradient lies between the one-sided differences there"
+            )
+        if skipped:
+            self.notes.append(f"{skipped} finite difference(s) could not be trusted and were left out")
+        errors = adjoint_errors(self.subject, usual, self.options.seed)
+        if errors is None:
+            self.notes.append("adjoint identity left out: the plain forward has no forward mode")
+        for name, (error, size) in zip(self.subject.arguments, errors or [], strict=False):
+            row = Row(name, "adjoint", error, ADJOINT * size, size)
+            self.rows.append(row)
+            if not row.ok and name not in self._faulty():
+                self._found(row, [Cause("unknown", f"⟨J v, u⟩ and ⟨v, Jᵀ u⟩ differ by {error:.2e} for d{name}")])
+
+    def _again(self, usual: Trial) -> None:
+        jitless, second = again(self.subject, usual)
+        self._outcomes(second, "nondeterministic", "differs between two calls with the same arguments")
+        self._outcomes(jitless, "nondeterministic", "differs between a call under jit and one without")
+
+    def _second_order(self, usual: Trial) -> None:
+        names = [*self.subject.arguments, "dy"]
+        failed = []
+        for outcome in second_order(self.subject, usual, self.options.seed):
+            name = names[outcome.index]
+            row = Row(name, "second order", outcome.error, outcome.tolerance, outcome.scale)
+            self.rows.append(row)
+            if not row.ok and not self._faulty():
+                failed.append((row, outcome, name))
+        for row, outcome, name in failed[:1]:
+            by = "dy" if name == "dy" else f"the values of {name}"
+            message = f"the backward pass is right, its own derivative by {by} is not: a constant where a value belongs"
+            self._found(row, [Cause("second-order", message)], (outcome.got, outcome.right))
+
+    def _outcomes(self, outcomes: Iterable[Outcome], cause: str = "", said: str = "") -> None:
+        for o in outcomes:
+            name = self.subject.arguments[o.index]
+            row = Row(name, o.check, o.error, o.tolerance, o.scale)
+            self.rows.append(row)
+            if not row.ok and name not in self._faulty():
+                word = cause or "partial"
+                message = f"d{name} {said or f'is right for the given arrays and wrong under {o.check}: samples mix'}"
+                self._found(row, [Cause(word, message)], (o.got, o.right))
+
+    def _precision(self, run: Runner, dtype: str) -> None:
+        values = [jnp.asarray(a, dtype) for a in self.subject.arrays]
+        if not all(bool(jnp.isfinite(v).all()) for v in values):
+            self.notes.append(f"{dtype} left out: the given values do not fit into it")
+            return
+        errors = {name: [0.0, 0.0, 0.0] for name in self.subject.arguments}
+        forms = dict.fromkeys(self.subject.arguments, "")
+        for trial in [t for t in self.trials if t.kind == "random"]:
+            dy = jnp.asarray(trial.dy, dtype)
+            low = run("low", values, dy)
+            exact = self.run("exact", [np.asarray(v, np.float64) for v in values], np.asarray(dy, np.float64))
+            for i, name in enumerate(self.subject.arguments):
+                forms[name] = forms[name] or form_of(low.hand[i], low.values[i])
+                if not forms[name]:
+                    scale = np.abs(exact.right[i]).max(initial=0.0)
+                    new = (largest_difference(low.hand[i], exact.right[i]),
+                           largest_difference(low.right[i], exact.right[i]), float(scale))  # fmt: skip
+                    errors[name] = [max(a, b, key=_nan_is_largest) for a, b in zip(errors[name], new, strict=True)]
+        for name, (error, own, scale) in errors.items():
+            if forms[name]:
+                finding = Finding(name, dtype, "structure", math.inf, 0.0, f"d{name} has the wrong form: {forms[name]}")
+                self.findings += [finding] * (name not in self._faulty())
+                continue
+            unit = _ulp(scale, dtype)
+            if not math.isfinite(own):
+                self.notes.append(f"d{name} in {dtype}: autodiff's own gradient is not finite, nothing to compare with")
+                continue
+            row = Row(name, dtype, error, 2 * own + unit, scale, own, error / unit)
+            self.rows.append(row)
+            if not row.ok and name not in self._faulty():
+                word = "nan" if math.isnan(error) else "precision"
+                message = (
+                    f"d{name} is right in float64; in {dtype} it is off by {error:.2e}, autodiff's own by {own:.2e}; "
+                    f"{row.tolerance:.2e} is allowed"
+                )
+                self._found(row, [Cause(word, message)])
+
+    def _residuals(self) -> None:
+        try:
+            hand, auto = saved_bytes(self.subject)
+        except Exception:  # residuals that are no arrays: said by the checks above where it matters
+            return
+        self.notes.append(f"saved for the backward pass: {hand:,} bytes, by autodiff {auto:,}")
+
+    def _found(self, row: Row, causes: list[Cause], arrays: tuple | None = None) -> None:
+        worst = errors = None
+        if arrays is not None and arrays[0] is not None and np.shape(arrays[0]) == np.shape(arrays[1]):
+            worst, errors = _place(*map(np.asarray, arrays))
+        first, *others = causes
+        self.findings.append(
+            Finding(
+                row.argument, row.check, first.word, row.error, row.tolerance, first.message,
+                tuple(dict.fromkeys(c.word for c in others)), worst, errors,
+            )
+        )  # fmt: skip
 
 
-def _compare(subject: Subject, run, dtype: str, options: Options) -> list[tuple[Row, str]]:
-    """One Row for each argument, with what is wrong about the cotangent as such ("" if nothing)."""
-    values = [jnp.asarray(a, dtype) for a in subject.arrays]
-    shape = jax.eval_shape(subject.plain, values)
-    generator = np.random.default_rng(options.seed)
-    worst = [_Worst() for _ in values]
-    for _ in range(options.cotangents):
-        dy = jnp.asarray(generator.standard_normal(shape.shape), shape.dtype)
-        output, plain, hand, auto = run(values, dy)
-        _require_same_output(output, plain)
-        exact = auto
-        if dtype != "float64":  # the truth at the very values, rounded as they are
-            exact = run([v.astype(np.float64) for v in values], dy.astype(np.float64))[3]
-        worst = [w.updated(*four) for w, *four in zip(worst, values, hand, auto, exact, strict=True)]
-    return [(w.row(name, dtype), w.wrong) for w, name in zip(worst, subject.arguments, strict=True)]
+def _differ(trial: Trial, i: int) -> bool:
+    return not largest_difference(trial.hand[i], trial.right[i]) <= 1e-11 * np.abs(trial.right[i]).max(initial=0.0)
 
 
-class _Worst(NamedTuple):
-    """The largest errors over the cotangents so far."""
-
-    error: float = 0.0
-    autodiff_error: float = 0.0
-    scale: float = 0.0
-    wrong: str = ""
-
-    def updated(self, value, hand, auto, exact) -> _Worst:
-        if hand is None:
-            return self._replace(error=math.inf, wrong="it is None, though its array has a gradient")
-        if (hand.shape, hand.dtype) != (value.shape, value.dtype):
-            wrong = f"it is {hand.dtype}{list(hand.shape)}, its array is {value.dtype}{list(value.shape)}"
-            return self._replace(error=math.inf, wrong=wrong)
-        hand, auto, exact = (np.asarray(a, np.float64) for a in (hand, auto, exact))
-        finite = np.abs(exact[np.isfinite(exact)])
-        return self._replace(
-            error=max(self.error, _largest_difference(hand, exact), key=_nan_is_largest),
-            autodiff_error=max(self.autodiff_error, _largest_difference(auto, exact), key=_nan_is_largest),
-            scale=max(self.scale, float(finite.max(initial=0.0))),
-        )
-
-    def row(self, argument: str, dtype: str) -> Row:
-        if dtype == "float64":
-            return Row(argument, dtype, self.error, FLOAT64_TOLERANCE * self.scale, self.scale)
-        tolerance = 2 * self.autodiff_error + _ulp(self.scale, dtype)
-        return Row(argument, dtype, self.error, tolerance, self.scale, self.autodiff_error)
-
-
-def _finding(row: Row, wrong: str) -> Finding | None:
-    if row.ok and not wrong:
-        return None
-    if wrong:
-        cause, message = "structure", f"d{row.argument} has the wrong form: {wrong}"
-    elif math.isnan(row.error):
-        cause, message = "nan", f"d{row.argument} is NaN or infinite in {row.check} where autodiff's gradient is not"
-    else:
-        cause = "unknown" if row.check == "float64" else "precision"
-        message = (
-            f"d{row.argument} differs in {row.check} by {row.error:.2e} from the right gradient, whose largest element "
-            f"is {row.scale:.2e}; {row.tolerance:.2e} is allowed"
-        )
-    return Finding(row.argument, row.check, cause, row.error, row.tolerance, message)
-
-
-def _largest_difference(a: np.ndarray, b: np.ndarray) -> float:
-    """NaN where one is NaN or infinite and the other is not that too."""
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
+def _place(hand: np.ndarray, right: np.ndarray) -> tuple[Worst | None, np.ndarray | None]:
+    if not right.size:
+        return None, None
     with np.errstate(invalid="ignore"):
-        difference = np.where(same, 0.0, np.abs(a - b))
-    difference = np.where(np.isinf(difference), np.nan, difference)
-    return float(difference.max(initial=0.0))
+        error = np.where(hand == right, 0.0, np.abs(hand - right))
+    error = np.where(np.isnan(error), np.inf, error)
+    index = np.unravel_index(error.argmax(), error.shape)
+    worst = Worst(tuple(map(int, index)), float(right[index]), float(hand[index]))
+    spatial = spatial_axes(error.ndim)
+    if not spatial or min(error.shape[a] for a in spatial) < 2:
+        return worst, None
+    return worst, error.max(tuple(a for a in range(error.ndim) if a not in spatial))
 
 
 def _nan_is_largest(error: float) -> float:
@@ -187,14 +355,5 @@ def _ulp(value: float, dtype: str) -> float:
     return float(info.eps) * 2.0**exponent
 
 
-def _require_same_output(output, plain) -> None:
-    if output.shape != plain.shape or output.dtype != plain.dtype:
-        raise StructureError(
-            f"forward gives {output.dtype}{list(output.shape)}, its reference {plain.dtype}{list(plain.shape)}"
-        )
-    eps = float(jnp.finfo(output.dtype).eps)
-    output, plain = np.asarray(output, np.float64), np.asarray(plain, np.float64)
-    scale = np.abs(plain[np.isfinite(plain)]).max(initial=0.0)
-    difference = _largest_difference(output, plain)
-    if not difference <= 64 * eps * scale:
-        raise StructureError(f"forward and reference differ in value by {difference:.2e}, largest element {scale:.2e}")
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")

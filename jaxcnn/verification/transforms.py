@@ -1,0 +1,131 @@
+"""The backward pass under what jax does to it: no jit, a second call, vmap, other batches, differentiation again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.verification.subject import Subject
+from jaxcnn.verification.trials import Trial, largest_difference, quick_jit, runner
+
+# Another program sums in another order.
+TOLERANCE = 1e-11
+SECOND_ORDER = 1e-9  # two derivatives, each with its rounding
+
+
+class Outcome(NamedTuple):
+    """One argument under one transformation."""
+
+    check: str
+    index: int  # of the argument
+    error: float
+    tolerance: float
+    scale: float
+    got: np.ndarray | None
+    right: np.ndarray | None
+
+
+def again(subject: Subject, trial: Trial) -> tuple[list[Outcome], list[Outcome]]:
+    """Without jit, compared with the jitted call; and a second call without jit, compared with the first."""
+
+    def eager():
+        output_and_pullback = subject.by_hand([jnp.asarray(v) for v in trial.values])
+        return _as_numpy(output_and_pullback[1](jnp.asarray(trial.dy)))
+
+    first, second = eager(), eager()
+    return _compare("without jit", first, trial.hand), _compare("second call", second, first)
+
+
+def under_vmap(subject: Subject, trials: Sequence[Trial]) -> list[Outcome]:
+    """Two trials at once under `jax.vmap`, compared with one after the other."""
+
+    @quick_jit
+    @jax.vmap
+    def both(values, dy):
+        return subject.by_hand(values)[1](dy)
+
+    stacked = [jnp.stack(v) for v in zip(*(t.values for t in trials), strict=True)]
+    got = _as_numpy(both(stacked, jnp.stack([t.dy for t in trials])))
+    right = [np.stack(h) for h in zip(*(t.hand for t in trials), strict=True)]
+    return _compare("vmap", got, right)
+
+
+def other_batch(subject: Subject, trial: Trial) -> list[Outcome]:
+    """Half of the samples, in another order, where the rule says on which axis they stand.
+
+    Nothing to check where the forward pass mixes the samples, or the array has no such axis (one image of three axes).
+    """
+    sizes = {a.shape[axis] for a, axis in zip(subject.arrays, subject.batch_axes, strict=True) if axis is not None}
+    samples = min(sizes, default=0)
+    if subject.take is None or len(sizes) != 1 or samples < 2:
+        return []
+    chosen = np.arange(samples)[::-1][: (samples + 1) // 2]
+    try:
+        part = subject.take(chosen)
+        values = [a.astype(np.float64) for a in part.arrays]
+        whole, output = (np.asarray(quick_jit(s.plain)(list(vs))) for s, vs in
+                         ((subject, trial.values), (part, values)))  # fmt: skip
+    except (ValueError, TypeError):  # what is left fits no longer: that axis is not one of samples here
+        return []
+    if whole.shape[:1] != (samples,) or not np.allclose(whole[chosen], output):
+        return []
+    result = runner(part)("part", values, trial.dy[chosen])
+    return _compare("other batch", result.hand, result.right)
+
+
+def second_order(subject: Subject, trial: Trial, seed: int) -> list[Outcome]:
+    """The derivative of the backward pass by the values and by dy, against that of autodiff's."""
+    rng = np.random.default_rng(seed)
+    cotangents = [rng.standard_normal(v.shape) for v in trial.values]
+
+    @quick_jit
+    def both(values, dy):
+        def differentiated(passes):
+            _, pullback = jax.vjp(lambda values, dy: passes(values)[1](dy), values, dy)
+            dvalues, ddy = pullback([jnp.asarray(c) for c in cotangents])
+            return [*dvalues, ddy]
+
+        return differentiated(subject.by_hand), differentiated(subject.by_autodiff)
+
+    got, right = map(_as_numpy, both([jnp.asarray(v) for v in trial.values], jnp.asarray(trial.dy)))
+    return [
+        o._replace(tolerance=SECOND_ORDER * max(o.scale, _floor(right))) for o in _compare("second order", got, right)
+    ]
+
+
+def _floor(arrays: Sequence[Any]) -> float:
+    """A derivative that is 0 in exact arithmetic is not in floating point; the others say what rounding may leave."""
+    return 1e-6 * max((float(np.abs(a[np.isfinite(a)]).max(initial=0.0)) for a in arrays), default=0.0)
+
+
+def saved_bytes(subject: Subject) -> tuple[int, int]:
+    """Bytes that the hand-written forward pass keeps for the backward pass, and those that autodiff keeps.
+
+    Of arrays in the given dtypes; an array that both the caller and the residuals hold counts for both.
+    """
+    values = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in subject.arrays]
+    by_hand = jax.eval_shape(lambda values: subject.forward(values)[1], values)
+    by_autodiff = jax.eval_shape(lambda *values: jax.vjp(lambda *v: subject.plain(list(v)), *values)[1], *values)
+    return _bytes(by_hand), _bytes(by_autodiff)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _compare(check: str, got: Sequence[Any], right: Sequence[Any]) -> list[Outcome]:
+    outcomes = []
+    for i, (g, r) in enumerate(zip(got, right, strict=True)):
+        scale = float(np.abs(r[np.isfinite(r)]).max(initial=0.0))
+        error = math.inf if g is None or g.shape != r.shape else largest_difference(g, r)
+        outcomes.append(Outcome(check, i, error, TOLERANCE * scale, scale, g, r))
+    return outcomes
+
+
+def _as_numpy(cotangents: Sequence[Any]) -> list[np.ndarray | None]:
+    return [None if c is None else np.asarray(c) for c in cotangents]

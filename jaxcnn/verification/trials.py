@@ -1,0 +1,156 @@
+"""Trials: both gradients of a subject at some values, for some cotangent, in one dtype."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.verification.subject import StructureError, Subject
+
+EPSILON = 2.0**-52
+# float64 carries 2e-16; sums over a layer's thousands of terms, in another order, stay a thousandfold below this.
+FLOAT64_TOLERANCE = 1e-12
+LARGE = -1e6  # a cotangent times this: a rule that is not linear in dy, or that looks at its sign, shows here
+ONE_HOT = 24  # cotangents that look at one element of the output each: they see what a sum over all would drown
+
+Runner = Callable[[str, Sequence[Any], Any], "Trial"]  # (kind, values, dy)
+
+
+class Trial(NamedTuple):
+    """One comparison. All in NumPy; a cotangent by hand is None where the backward pass gave None."""
+
+    kind: str  # "random", "spread", "zero", "large", "one element", "ties"
+    values: tuple[np.ndarray, ...]
+    dy: np.ndarray
+    hand: tuple[np.ndarray | None, ...]
+    right: tuple[np.ndarray, ...]  # by autodiff
+
+
+def quick_jit(function: Callable) -> Any:
+    """`jax.jit` that compiles in a third of the time and runs slower: these programs run a few times only."""
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(function, compiler_options=quick)
+
+
+def runner(subject: Subject, jit: Callable = quick_jit) -> Runner:
+    """Makes trials, compiled once for each dtype of the values.
+
+    Raises StructureError for passes that do not fit together, and whatever the passes raise.
+    """
+
+    @jit
+    def both(values, dy):
+        output, pullback = subject.by_hand(values)
+        plain, reference = subject.by_autodiff(values)
+        return output, plain, [None if c is None else jnp.asarray(c) for c in pullback(dy)], reference(dy)
+
+    def run(kind: str, values: Sequence[Any], dy: Any) -> Trial:
+        values = [jnp.asarray(v) for v in values]
+        output, plain, hand, right = both(values, jnp.asarray(dy))
+        require_same_output(output, plain)
+        return Trial(kind, *jax.tree.map(np.asarray, (tuple(values), dy, tuple(hand), tuple(right))))
+
+    return run
+
+
+def float64_trials(subject: Subject, run: Runner, seed: int, cotangents: int) -> list[Trial]:
+    """The given values with cotangents of several kinds, and values with ties and zeros."""
+    generator = np.random.default_rng(seed)
+    values = [np.asarray(a, np.float64) for a in subject.arrays]
+    shape = jax.eval_shape(subject.plain, values).shape
+    random = [generator.standard_normal(shape) for _ in range(cotangents)]
+    trials = [run("random", values, dy) for dy in random]
+    trials.append(run("spread", values, _spread(generator, shape)))
+    trials += [run("zero", values, 0 * random[0]), run("large", values, LARGE * random[0])]
+    size = math.prod(shape)
+    for place in generator.permutation(size)[:ONE_HOT] if size > 1 else ():
+        dy = np.zeros(size)
+        dy[place] = 1
+        trials.append(run("one element", values, dy.reshape(shape)))
+    tied = [run("ties", [with_ties(v) for v in values], dy) for dy in random[:2]]
+    # Where the plain gradient is infinite at such values there is nothing to compare with.
+    return trials + [t for t in tied if all(np.isfinite(r).all() for r in t.right)]
+
+
+def _spread(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Mostly ordinary, a few entries huge and a few tiny."""
+    return generator.standard_normal(shape) * generator.choice([1, 1, 1, 1e8, 1e-8], shape)
+
+
+def with_ties(array: np.ndarray) -> np.ndarray:
+    """The array rounded so coarsely that values coincide and some are zero."""
+    scale = np.abs(array).max(initial=0.0) / 3
+    return np.round(array / scale) * scale if scale > 0 else array
+
+
+class Difference(NamedTuple):
+    """The largest error of one argument's gradient over some trials, and what is allowed there."""
+
+    error: float
+    tolerance: float
+    scale: float
+    trial: Trial
+
+
+def worst_difference(trials: Sequence[Trial], i: int) -> Difference:
+    """Over all trials of argument i, the one whose error is largest in units of what is allowed.
+
+    Allowed is 1e-12 of the trial's own largest right element, so that a small cotangent's fault is not drowned by a
+    large one's, plus a few units in the last place of the largest element that an ordinary cotangent gives.
+    """
+    differences = []
+    for trial in trials:
+        hand, right = trial.hand[i], trial.right[i]
+        scale = _largest(right)
+        like = [t for t in trials if (t.kind == "ties") == (trial.kind == "ties")]
+        ordinary = max(_largest(t.right[i]) / max(_largest(t.dy), 1e-300) for t in like)
+        floor = 8 * EPSILON * ordinary * _largest(trial.dy)
+        error = largest_difference(hand, right) if hand is not None and hand.shape == right.shape else math.inf
+        differences.append(Difference(error, FLOAT64_TOLERANCE * scale + floor, scale, trial))
+    return max(differences, key=lambda d: _excess(d.error, d.tolerance))
+
+
+def _excess(error: float, tolerance: float) -> float:
+    if math.isnan(error):
+        return math.inf
+    return error / tolerance if tolerance else (math.inf if error else 0.0)
+
+
+def largest_difference(a: Any, b: Any) -> float:
+    """NaN where one is NaN or infinite and the other is not that too."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    with np.errstate(invalid="ignore"):
+        difference = np.where(same, 0.0, np.abs(a - b))
+    difference = np.where(np.isinf(difference), np.nan, difference)
+    return float(difference.max(initial=0.0))
+
+
+def form_of(hand: Any, value: Any) -> str:
+    """What is wrong about a cotangent as such, "" if nothing."""
+    if hand is None:
+        return "it is None, though its array has a gradient"
+    if (hand.shape, hand.dtype) != (value.shape, value.dtype):
+        return f"it is {hand.dtype}{list(hand.shape)}, its array is {value.dtype}{list(value.shape)}"
+    return ""
+
+
+def require_same_output(output: Any, plain: Any) -> None:
+    """The forward pass and its reference agree in form and value."""
+    if not hasattr(output, "shape") or output.shape != plain.shape or output.dtype != plain.dtype:
+        got = f"{output.dtype}{list(output.shape)}" if hasattr(output, "shape") else type(output).__name__
+        raise StructureError(f"forward gives {got}, its reference {plain.dtype}{list(plain.shape)}")
+    eps = float(jnp.finfo(output.dtype).eps)
+    difference, scale = largest_difference(output, plain), _largest(plain)
+    if not difference <= 64 * eps * scale:
+        raise StructureError(f"forward and reference differ in value by {difference:.2e}, largest element {scale:.2e}")
+
+
+def _largest(array: Any) -> float:
+    array = np.asarray(array, np.float64)
+    return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))

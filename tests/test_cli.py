@@ -1,0 +1,342 @@
+"""The command line as a user meets it: what it prints, writes and returns, and what it says of bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from test_data import TEST_LABELS, TRAIN, TRAIN_LABELS, arrays, at, write
+from test_idx import idx
+
+from jaxcnn import cli
+from jaxcnn.training import devices
+from jaxcnn.training.loop import Config
+
+ROOT = Path(__file__).parents[1]
+# Every process is the same program: what one has compiled serves the others.
+ENVIRONMENT = os.environ | {
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "COLUMNS": "120",
+}
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def start(*arguments, cwd, program=("-m", "jaxcnn")) -> subprocess.Popen:
+    command = [sys.executable, *program, *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=cwd, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def end(process: subprocess.Popen) -> Ended:
+    out, err = process.communicate(timeout=120)
+    return Ended(process.returncode, out, err)
+
+
+def lines_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_speed(lines: list[dict]) -> list[dict]:
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# A run on the digits. Two devices, so that every machine computes the same.
+
+EPOCHS = 20  # some seconds, in which it can be interrupted
+TRAIN_DIGITS = ("train", "--epochs", EPOCHS, "--validation", 0.1, "--cores", 2, "--out")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run: its folder, and what it said."""
+    folder = tmp_path_factory.mktemp("digits") / "new" / "run"
+    return folder, end(start(*TRAIN_DIGITS, folder, cwd=folder.parents[1]))
+
+
+def test_train_writes_the_run_folder(whole):
+    folder, ended = whole
+    assert (ended.status, ended.err) == (0, "")
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]
+    assert sorted(int(path.name) for path in (folder / "checkpoints").iterdir()) == list(range(0, 40 * EPOCHS + 1, 40))
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["data"], config["epochs"], config["validation"]) == ("digits", EPOCHS, 0.1)
+    assert config["devices"] == ["cpu:0", "cpu:1"]
+    lines = lines_of(folder)
+    every = ["step", "epoch", "train_loss", "images_per_second", "seconds", "validation_loss", "validation_accuracy"]
+    assert [list(line) for line in lines[:-1]] == [every] * (EPOCHS - 1)
+    assert list(lines[-1]) == [*every, "test_loss", "test_accuracy", "params_sha256"]
+    assert [(line["step"], line["epoch"]) for line in lines] == [(40 * e, e) for e in range(1, EPOCHS + 1)]
+    assert lines[-1]["train_loss"] < 0.1 < 1 < lines[0]["train_loss"]
+    assert lines[-1]["test_accuracy"] > 0.95
+    assert re.fullmatch("[0-9a-f]{64}", lines[-1]["params_sha256"])
+
+
+def test_train_says_what_it_does(whole):
+    folder, (_, out, _) = whole
+    last = lines_of(folder)[-1]
+    # The heading; the two gradients of the first batch; the epochs; the table; where it all is.
+    assert re.match(r"source on digits: [\d,]+ parameters, 1,293 training images, 20 epochs of 40 steps, batch 32", out)
+    differences = dict(re.findall(r"│ ((?:conv2d|dense_\d)/\w+) +│ +(\S+) │", out))
+    assert len(differences) == 6
+    assert max(map(float, differences.values())) < 1e-5
+    epoch = rf"epoch +20  train loss {last['train_loss']:.4f}  validation accuracy [\d.]+%  [\d,]+ images/s"
+    assert re.search(epoch, out)
+    accuracy = last["test_accuracy"]
+    assert re.search(rf"360 test images\n(.*\n)+│ source +│ +{accuracy:.2%} │ +{round(360 * (1 - accuracy))} │", out)
+    neighbour = re.search(r"│ 1-nearest-neighbour +│ +([\d.]+)% │ +(\d+) │", out)
+    assert neighbour is not None
+    assert float(neighbour[1]) == pytest.approx(100 * (1 - int(neighbour[2]) / 360), abs=0.01)
+    assert out.endswith(f"run folder: {folder}\n")
+
+
+def test_resuming_a_finished_run_changes_nothing(whole):
+    folder, _ = whole
+
+    def contents():
+        return {
+            path: (path.stat().st_mtime_ns, path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest())
+            for path in [folder, *folder.rglob("*")]
+        }
+
+    before = contents()
+    ended = end(start("train", "--cores", 2, "--resume", folder, cwd=folder.parent))
+    accuracy = lines_of(folder)[-1]["test_accuracy"]
+    assert ended == (0, f"{folder} is finished: test accuracy {accuracy:.2%}\n", "")
+    assert contents() == before
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(whole, tmp_path):
+    """Once by the keyboard, once by the system, in one run."""
+    folder, arguments = tmp_path / "run", TRAIN_DIGITS
+    metrics = folder / "metrics.jsonl"
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        done = len(lines_of(folder)) if metrics.exists() else 0
+        process = start(*arguments, folder, cwd=tmp_path)
+        wait_for(lambda done=done: metrics.exists() and metrics.read_bytes().count(b"\n") > done, process)
+        process.send_signal(number)
+        ended = end(process)
+        assert (ended.status, ended.err) == (status, "")
+        step = lines_of(folder)[-1]["step"]
+        assert f"Interrupted at step {step} of 800; go on with: jaxcnn train --resume {folder}\n" in ended.out
+        assert (folder / "checkpoints" / str(step)).is_dir()
+        arguments = ("train", "--cores", 2, "--resume")
+    assert end(start(*arguments, folder, cwd=tmp_path)).status == 0
+    assert without_speed(lines_of(folder)) == without_speed(lines_of(whole[0]))
+    assert (folder / "config.json").read_bytes() == (whole[0] / "config.json").read_bytes()
+
+
+def test_a_folder_of_idx_files(rng, tmp_path):
+    """By autodiff, in a run folder of its own choice, under a path that rich would take for a broken tag."""
+    here = tmp_path / "x[" / "b]"
+    here.mkdir(parents=True)
+    files = {}
+    for split, count in (("train", 60), ("t10k", 30)):
+        labels = rng.integers(0, 3, count).astype("u1")
+        images = rng.integers(0, 100, (count, 8, 9)).astype("u1")
+        images[np.arange(count), :, labels * 3] += 150  # a bright column tells the class
+        files |= {f"{split}-images-idx3-ubyte": idx(images), f"{split}-labels-idx1-ubyte": idx(labels)}
+    write(here / "bars", files)
+    options = ("--data", "bars", "--classes", 3, "--backward", "autodiff", "--batch-size", 15, "--learning-rate", 0.01)
+    ended = end(start("train", *options, cwd=here))
+    assert (ended.status, ended.err) == (0, "")
+    assert "source on bars: " in ended.out
+    assert ", 60 training images, 5 epochs of 4 steps, batch 15, backward autodiff\n" in ended.out
+    assert "30 test images" in ended.out
+    (run,) = (here / "runs").iterdir()
+    assert run.name.startswith("bars-source-seed0-")
+    assert ended.out.endswith(f"run folder: {run}\n")
+    config = json.loads((run / "config.json").read_text())
+    assert (config["classes"], config["backward"]) == (3, "autodiff")
+    assert 15 % len(config["devices"]) == 0
+    lines = lines_of(run)
+    assert len(lines) == 5
+    assert "validation_loss" not in lines[0]
+    assert lines[-1]["test_accuracy"] > 0.9
+
+
+def test_a_run_that_diverges(tmp_path):
+    ended = end(start("train", "--epochs", 1, "--learning-rate", 1e38, "--out", "run", cwd=tmp_path))
+    assert ended.status == 1
+    says = r"jaxcnn: the loss is (nan|inf) at step \d+: a smaller --learning-rate may help\n"
+    assert re.fullmatch(says, ended.err)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+# Bad input: one line, status 2, and nothing is left behind.
+
+BAD_ARGUMENTS = {
+    "no command": ("", "Expected one of {train, verify}; see jaxcnn --help"),
+    "no such command": ("trian", "Unrecognized options: trian; see jaxcnn --help"),
+    "unknown option": ("train --epoch 2", "Unrecognized options: --epoch, 2; did you mean --epochs? see jaxcnn --help"),
+    "bad choice": ("train --model vgg", "invalid choice 'vgg' for argument '--model'. Expected one of ('source', "),
+    "bad number": ("train --epochs ten", "Error parsing --epochs: "),
+    "fraction of an epoch": ("train --epochs 1.5", "Error parsing --epochs: "),
+    "no value": ("train --seed", "Missing value for argument '--seed'"),
+    "too few epochs": ("train --epochs 0", "--epochs: got 0, required at least 1"),
+    "no batch": ("train --batch-size 0", "--batch-size: got 0, required at least 1"),
+    "large batch": ("train --batch-size 2000", "--batch-size: got 2000, required at most the 1437 training images"),
+    "negative seed": ("train --seed -1", "--seed: got -1, required at least 0"),
+    "NaN for a rate": ("train --learning-rate nan", "--learning-rate: got nan, required more than 0"),
+    "all for validation": ("train --validation 1", "validation: got 1.0, required a fraction from 0 to less than 1"),
+    "classes of the digits": ("train --classes 5", "classes: got 5, the digits have 10"),
+    "too large a network": ("train --model lenet5", "--model lenet5: not for images of 8×8×1: "),
+    "no data": ("train --data nowhere", 'nowhere: no such folder; give "digits" or a folder of idx files'),
+    "data is a file": ("train --data file", 'file: no such folder; give "digits" or a folder of idx files'),
+    "empty folder": ("train --data empty", "empty: no train-images-idx*-ubyte[.gz]; MNIST's four files are required"),
+    "out is in use": ("train --out used", "used: holds files already; give a new folder, or --resume it"),
+    "out is a file": ("train --out file", "file is no folder that can be written to; give another"),
+    "nothing to resume": ("train --resume nowhere", "nowhere: no run there: config.json: No such file or directory"),
+    "resume what is no run": ("train --resume used", "used: no run there: config.json: No such file or directory"),
+}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, capfd):
+    """A folder with some things in it. Gives a function that asserts how a command fails there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(devices, "use_cpu_cores", lambda n: n)  # this process has used its devices already
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "thesis.txt").touch()
+
+    def fails(arguments: str, says: str) -> None:
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        assert cli.main(arguments.split()) == 2
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.startswith("jaxcnn: ")
+        assert says in err
+        assert err.index("\n") == len(err) - 1
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+    return fails
+
+
+@pytest.mark.parametrize(("arguments", "says"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
+def test_bad_arguments(place, arguments, says):
+    place(arguments, says)
+
+
+BAD_DATA = {
+    "NaN": (lambda f: {TRAIN: at(f[TRAIN].astype("f4"), (3, 2, 1), np.nan)}, "value [3, 2, 1] is NaN or infinite"),
+    "overflow": (lambda f: {TRAIN: at(f[TRAIN].astype("f8"), (3, 2, 1), 1e300)}, "value [3, 2, 1] is NaN or infinite"),
+    "no such class": (lambda f: {TEST_LABELS: f[TEST_LABELS] + 1}, "label 10 is outside the 10 classes 0 … 9; give"),
+    "too few labels": (lambda f: {TRAIN_LABELS: f[TRAIN_LABELS][1:]}, "19 labels for 20 images"),
+    "cut short": (lambda f: {TRAIN: idx(f[TRAIN])[:-5]}, "960 bytes, the file holds 955; fetch the file again"),
+    "no idx file": (lambda f: {TRAIN: b"<html>"}, "not an idx file: it begins with 3c 68 74 6d"),
+    "half a data set": (lambda f: {TEST_LABELS: None}, "no t10k-labels-idx*-ubyte[.gz]; MNIST's four files"),
+    "a batch of more": (lambda f: {}, "--batch-size: got 32, required at most the 20 training images"),
+}
+
+
+@pytest.mark.parametrize(("change", "says"), BAD_DATA.values(), ids=BAD_DATA)
+def test_bad_data(place, rng, tmp_path, change, says):
+    files = arrays(rng)
+    write(tmp_path / "data", files | change(files))
+    place("train --data data --out run", says)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--epochs 3", "--epochs: got 3, but the run to resume has 20; leave it out"),
+        ("--learning-rate 0.5", "--learning-rate: got 0.5, but the run to resume has 0.008; leave it out"),
+        ("--out other", "--out: not with --resume, which goes on in the run's own folder"),
+    ],
+)
+def test_resume_keeps_its_configuration(place, whole, options, says):
+    place(f"train --resume {whole[0]} {options}", says)
+
+
+def test_bad_input_of_a_process_of_its_own(tmp_path):
+    """Nothing but the line reaches standard error: no warning, no trace, no word of XLA."""
+    ended = end(start("train", "--data", tmp_path, "--out", "run", cwd=tmp_path))
+    says = f"jaxcnn: {tmp_path}: no train-images-idx*-ubyte[.gz]; MNIST's four files are required\n"
+    assert ended == (2, "", says)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("package", ["tyro", "rich", "sklearn", "orbax"])
+def test_a_missing_package(tmp_path, package):
+    program = f"import sys; sys.modules[{package!r}] = None; from jaxcnn.__main__ import main; sys.exit(main())"
+    ended = end(start("train", "--epochs", 1, "--out", "run", cwd=tmp_path, program=("-c", program)))
+    assert ended.status == 2
+    assert re.fullmatch(
+        rf'jaxcnn: needs the package {package}\S*; install it with: pip install "jaxcnn\[train\]"\n', ended.err
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ("--help", "help train verify"),
+        ("train --help", f"help out resume cores {' '.join(f.name for f in dataclasses.fields(Config))}"),
+        ("verify --help", "help full json"),
+    ],
+)
+def test_help(capsys, arguments, wanted):
+    assert cli.main(arguments.split()) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    named = {name for name in wanted.split() if f"--{name.replace('_', '-')}" in out or f"{name}  " in out}
+    assert named == set(wanted.split())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_the_line_does_not_depend_on_the_terminal(monkeypatch, capsys, encoding):
+    """tyro frames its errors in lines of characters, or of spaces where the encoding has no such lines."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    assert cli.main(["train", "--epoch", "2"]) == 2
+    says = "jaxcnn: Unrecognized options: --epoch, 2; did you mean --epochs? see jaxcnn --help\n"
+    assert capsys.readouterr().err == says
+
+
+@pytest.mark.parametrize(("cores", "batch", "used"), [(2, 32, 2), (6, 32, 4), (64, 32, 32), (4, 15, 3), (8, 7, 7)])
+def test_as_many_cores_as_share_the_batch(tmp_path, monkeypatch, cores, batch, used):
+    """The default works on every machine, not only where the cores divide 32."""
+    taken = []
+    monkeypatch.setattr(devices, "_cores", lambda: cores)
+    monkeypatch.setattr(devices, "use_cpu_cores", taken.append)
+    assert cli.main(["train", "--batch-size", str(batch), "--data", str(tmp_path / "nowhere")]) == 2
+    assert taken == [used]
+
+
+def test_only_the_command_line_prints():
+    printing = {
+        path.name
+        for path in (ROOT / "jaxcnn").rglob("*.py")
+        if re.search(
+            r"(?<![\w.])print\(|sys\.std(out|err)|\bConsole\(", re.sub(r"(>>>|\.\.\.) .*|`.*?`", "", path.read_text())
+        )
+    }
+    assert printing == {"cli.py", "__main__.py"}

@@ -1,0 +1,188 @@
+"""The digits' split and scaling; folders of idx files, whole and broken."""
+
+from __future__ import annotations
+
+import gzip
+from collections import Counter
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from test_idx import idx
+
+from jaxcnn.training.data import load_data
+from jaxcnn.training.idx import DataError
+
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+TRAIN, TRAIN_LABELS, TEST, TEST_LABELS = FILES
+
+
+def arrays(rng) -> dict[str, np.ndarray]:
+    """The four files of a small data set: 20 and 10 images of 8×6, two of each class and one."""
+    return {
+        TRAIN: rng.integers(0, 256, (20, 8, 6)).astype("u1"),
+        TRAIN_LABELS: np.repeat(np.arange(10, dtype="u1"), 2),
+        TEST: rng.integers(0, 256, (10, 8, 6)).astype("u1"),
+        TEST_LABELS: np.arange(10, dtype="u1"),
+    }
+
+
+def write(folder, files: dict[str, np.ndarray | bytes | None]):
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        if content is not None:
+            (folder / name).write_bytes(content if isinstance(content, bytes) else idx(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits", seed=0)
+
+
+@pytest.mark.parametrize(("validation", "sizes"), [(0, (1437, 0, 360)), (0.1, (1293, 144, 360))])
+def test_digits_are_shared_out_whole(digits, validation, sizes):
+    data = load_data("digits", seed=0, validation=validation)
+    parts = [part for part in (data.train, data.validation, data.test) if part is not None]
+    assert tuple(len(part.labels) for part in parts) == tuple(size for size in sizes if size)
+    assert data.classes == 10
+    for part in parts:
+        assert (part.images.dtype, part.labels.dtype) == (np.float32, np.int32)
+        assert part.images.shape[1:] == (8, 8, 1)
+    # Complete and disjoint: the pixels are sixteenths, so undoing the scaling gives every image back, each once.
+    got = Counter(
+        (int(label), np.rint((image * data.deviation + data.mean) * 16).astype(int).tobytes())
+        for part in parts
+        for image, label in zip(part.images, part.labels, strict=True)
+    )
+    source = load_digits()
+    assert got == Counter(
+        (int(label), image.astype(int).tobytes()) for image, label in zip(source.images, source.target, strict=True)
+    )
+    np.testing.assert_array_equal(data.test.labels, digits.test.labels)  # the validation images are training images
+
+
+def test_digits_are_stratified(digits):
+    share = np.bincount(load_digits().target) * 0.2
+    assert np.abs(np.bincount(digits.test.labels) - share).max() < 1
+
+
+def test_the_split_is_a_function_of_the_seed(digits):
+    again, other = load_data("digits", seed=0), load_data("digits", seed=1)
+    np.testing.assert_array_equal(again.train.images, digits.train.images)
+    np.testing.assert_array_equal(again.test.labels, digits.test.labels)
+    assert not np.array_equal(other.test.images, digits.test.images)
+
+
+def test_the_training_images_alone_are_standard(rng, tmp_path):
+    files = arrays(rng)
+    files[TEST] = files[TEST] // 4  # as many dark test images as one likes change nothing
+    data = load_data(str(write(tmp_path, files)), seed=0)
+    plain = files[TRAIN] / 255
+    np.testing.assert_allclose((data.mean, data.deviation), (plain.mean(), plain.std()), rtol=1e-6)
+    for part, pixels in ((data.train, plain), (data.test, files[TEST] / 255)):
+        np.testing.assert_allclose(part.images[..., 0], (pixels - plain.mean()) / plain.std(), rtol=0, atol=1e-5)
+
+
+def test_a_validation_part_does_not_enter_the_scaling():
+    data = load_data("digits", seed=0, validation=0.5)
+    np.testing.assert_allclose((data.train.images.mean(), data.train.images.std()), (0, 1), atol=1e-5)
+
+
+RENAMED = {
+    "as MNIST has them": lambda name: name,
+    "dotted": lambda name: name.replace("-idx", ".idx"),
+    "test for t10k": lambda name: name.replace("t10k", "test"),
+    "gzipped": lambda name: f"{name}.gz",
+}
+
+
+@pytest.mark.parametrize("rename", RENAMED.values(), ids=RENAMED)
+def test_folder_by_any_of_its_names(rng, tmp_path, rename):
+    files = arrays(rng)
+    pack = gzip.compress if rename(TRAIN).endswith("gz") else bytes
+    data = load_data(str(write(tmp_path, {rename(name): pack(idx(a)) for name, a in files.items()})), seed=0)
+    assert (data.train.images.shape, data.test.images.shape) == ((20, 8, 6, 1), (10, 8, 6, 1))
+    np.testing.assert_array_equal(data.train.labels, files[TRAIN_LABELS])
+    np.testing.assert_array_equal(data.test.labels, files[TEST_LABELS])
+
+
+def test_colour_and_values_that_are_no_bytes(rng, tmp_path):
+    files = arrays(rng) | {name: rng.normal(size=(n, 8, 6, 3)) for name, n in ((TRAIN, 20), (TEST, 10))}
+    data = load_data(str(write(tmp_path, files)), seed=0)
+    assert data.test.images.shape == (10, 8, 6, 3)
+    np.testing.assert_allclose(data.mean, files[TRAIN].mean(), rtol=0, atol=1e-6)  # only bytes are divided by 255
+
+
+def at(array: np.ndarray, place, value) -> np.ndarray:
+    array = array.copy()
+    array[place] = value
+    return array
+
+
+# What is changed in the folder (None: the file is left out), and what the error says.
+BROKEN = {
+    "images missing": (lambda f: {TEST: None}, "no t10k-images-idx*-ubyte[.gz]; MNIST's four files are required"),
+    "labels missing": (lambda f: {TRAIN_LABELS: None}, "no train-labels-idx*-ubyte[.gz]; MNIST's four"),
+    "nothing there": (lambda f: dict.fromkeys(FILES), "no train-images-idx*-ubyte[.gz]; MNIST's four"),
+    "too few labels": (lambda f: {TEST_LABELS: f[TEST_LABELS][1:]}, "9 labels for 10 images; there must be one for"),
+    "no such class": (
+        lambda f: {TEST_LABELS: at(f[TEST_LABELS], 3, 12)},
+        f"{TEST_LABELS}: label 12 is outside the 10 classes 0 … 9; give --classes",
+    ),
+    "negative class": (lambda f: {TRAIN_LABELS: at(f[TRAIN_LABELS].astype("i4"), 5, -1)}, "label -1 is outside"),
+    "labels of fractions": (
+        lambda f: {TRAIN_LABELS: f[TRAIN_LABELS] / 2},
+        "got float64 (20,), required one whole number an image",
+    ),
+    "labels as rows": (lambda f: {TRAIN_LABELS: np.eye(20, dtype="u1")}, "got uint8 (20, 20), required one whole"),
+    "images in a row": (lambda f: {TRAIN: f[TRAIN][0]}, "got an array (8, 6), required M×H×W or M×H×W×C images"),
+    "NaN": (
+        lambda f: {TEST: at(f[TEST].astype("f4"), (4, 7, 2), np.nan)},
+        f"{TEST}: value [4, 7, 2] is NaN or infinite; all pixels must be finite",
+    ),
+    "infinity": (lambda f: {TRAIN: at(f[TRAIN].astype("f8"), (0, 1, 2), -np.inf)}, "value [0, 1, 2] is NaN or inf"),
+    "beyond float32": (lambda f: {TRAIN: at(f[TRAIN].astype("f8"), (0, 1, 2), 1e300)}, "value [0, 1, 2] is NaN or inf"),
+    "two sizes": (
+        lambda f: {TEST: f[TEST][:, 1:]},
+        "training images are (8, 6, 1), test images (7, 6, 1); they must have one size",
+    ),
+    "one colour": (lambda f: {TRAIN: np.full_like(f[TRAIN], 255)}, "all training pixels have the value 1.0; there is"),
+    "a file cut short": (lambda f: {TRAIN: idx(f[TRAIN])[:-1]}, f"{TRAIN}: cut short: the header announces 20 × 8 × 6"),
+    "no images": (lambda f: {TRAIN: f[TRAIN][:0]}, "announces 0 × 8 × 6 values; at least one is required"),
+}
+
+
+@pytest.mark.parametrize(("change", "says"), BROKEN.values(), ids=BROKEN)
+def test_broken_folder(rng, tmp_path, change, says):
+    files = arrays(rng)
+    folder = write(tmp_path / "data", files | change(files))
+    with pytest.raises(DataError) as error:
+        load_data(str(folder), seed=0)
+    assert says in str(error.value)
+    assert str(error.value).startswith(str(folder))  # the folder, or the very file in it
+
+
+REFUSED = {
+    "no folder": ({"name": "nowhere"}, 'nowhere: no such folder; give "digits" or a folder of idx files'),
+    "all for validation": ({"validation": 1.0}, "validation: got 1.0, required a fraction from 0 to less than 1"),
+    "less than none": ({"validation": -0.1}, "validation: got -0.1, required a fraction from 0 to less than 1"),
+    "NaN for validation": ({"validation": float("nan")}, "validation: got nan, required a fraction"),
+    "too few for validation": ({"validation": 0.001}, "cannot set aside a fraction of 0.001: "),
+    "too few for training": ({"validation": 0.999}, "cannot set aside a fraction of 0.999: "),
+    "other classes": ({"classes": 5}, "classes: got 5, the digits have 10; it is for folders of idx files"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "says"), REFUSED.values(), ids=REFUSED)
+def test_refused_arguments(arguments, says):
+    with pytest.raises(DataError) as error:
+        load_data(**{"name": "digits", "seed": 0} | arguments)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_more_classes_than_ten(rng, tmp_path):
+    files = arrays(rng)
+    files[TEST_LABELS] = at(files[TEST_LABELS], 3, 11)
+    assert load_data(str(write(tmp_path, files)), seed=0, classes=12).classes == 12

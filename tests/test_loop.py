@@ -1,0 +1,252 @@
+"""The loop of the command line, in this process: the two backward passes, interruption, divergence."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import jaxcnn
+from jaxcnn.training import loop
+from jaxcnn.training.checkpoint import RunFolder
+from jaxcnn.training.data import Samples
+from jaxcnn.training.idx import DataError
+from jaxcnn.training.loop import Config, Diverged, EpochEnd, GradientCheck, Interrupted, Progress
+
+# 179 steps an epoch: two chunks, so that a run can be stopped in the middle of an epoch. Two devices (conftest).
+SMALL = Config(epochs=2, batch_size=8)
+
+
+def train(run, path, *, resume=False, until=None):
+    """All that happens; asked to stop after step `until`. The run folder is written when it returns or raises."""
+    events = []
+    with RunFolder(path) as folder:
+        for event in loop.train(run, folder, resume=resume, stop=lambda: latest_step(events) == until):
+            events.append(event)
+    return events
+
+
+def latest_step(events) -> int:
+    return max(event.step for event in events if isinstance(event, Progress))
+
+
+def lines_of(path) -> list[dict]:
+    """metrics.jsonl without what depends on the machine's speed."""
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def run():
+    return loop.prepare(SMALL)
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    """An uninterrupted run: its folder and its events."""
+    path = tmp_path_factory.mktemp("whole")
+    return path, train(run, path)
+
+
+def test_what_happens(run, whole):
+    path, (check, *events) = whole
+    assert [type(e) for e in events] == [Progress, Progress, EpochEnd] * 2
+    assert [e.step for e in events if isinstance(e, Progress)] == [100, 179, 279, 358]
+    assert all(e.steps == run.steps == 358 and e.images_per_second > 0 for e in events if isinstance(e, Progress))
+    assert isinstance(check, GradientCheck)
+    assert sorted(check.differences) == sorted(
+        f"{layer}/{name}" for layer in ("conv2d", "dense_1", "dense_2") for name in run.state.params[layer]
+    )
+    assert max(check.differences.values()) < 1e-5
+    first, last = (e.metrics for e in events if isinstance(e, EpochEnd))
+    assert list(first) == ["step", "epoch", "train_loss", "images_per_second", "seconds"]
+    assert list(last) == [*first, "test_loss", "test_accuracy", "params_sha256"]
+    assert (first["step"], first["epoch"], last["step"], last["epoch"]) == (179, 1, 358, 2)
+    assert last["train_loss"] < first["train_loss"] < math.log(10)
+    # The mean over an epoch is that of its chunks.
+    losses = [e.loss for e in events if isinstance(e, Progress)]
+    np.testing.assert_allclose(first["train_loss"], (losses[0] * 100 + losses[1] * 79) / 179, rtol=1e-6)
+    np.testing.assert_allclose(first["images_per_second"], 179 * 8 / first["seconds"])
+    assert [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] == [first, last]
+
+
+def test_the_last_line_describes_the_last_checkpoint(run, whole):
+    path, (*_, end) = whole
+    with RunFolder(path) as folder:
+        state, _ = folder.resume(run.state)
+        assert loop.finished(run, folder) == end.metrics
+    assert loop.params_sha256(state.params) == end.metrics["params_sha256"]
+    score = jaxcnn.evaluate(run.network, state, *run.data.test)
+    assert score == {
+        "loss": end.metrics["test_loss"], "accuracy": end.metrics["test_accuracy"], "samples": 360
+    }  # fmt: skip
+    assert score["accuracy"] > 0.9
+
+
+def test_manual_and_autodiff_end_with_equal_losses(tmp_path, monkeypatch):
+    ran, ends = [], []
+    train_steps = loop.train_steps
+    monkeypatch.setattr(
+        loop, "train_steps", lambda *a, backward: ran.append(backward) or train_steps(*a, backward=backward)
+    )
+    for backward in ("manual", "autodiff"):
+        *_, end = train(loop.prepare(Config(epochs=1, backward=backward)), tmp_path / backward)
+        ends.append(end.metrics)
+    assert ran == ["manual", "autodiff"]
+    for name in ("train_loss", "test_loss"):
+        np.testing.assert_allclose(ends[0][name], ends[1][name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("stops", [[100], [179], [279], [100, 179, 279]], ids=str)
+def test_interrupted_and_resumed_equals_uninterrupted(run, whole, tmp_path, stops):
+    for i, step in enumerate(stops):
+        with pytest.raises(Interrupted, match=f"step {step} of 358"):
+            train(run, tmp_path, resume=i > 0, until=step)
+        assert loop.finished(run, RunFolder(tmp_path)) is None
+    _, *events = train(run, tmp_path, resume=True)
+    assert [e.step for e in events if isinstance(e, Progress)] == [s for s in (100, 179, 279, 358) if s > stops[-1]]
+    assert lines_of(tmp_path) == lines_of(whole[0])
+
+
+def test_a_run_whose_last_checkpoint_was_lost_is_not_finished(run, whole, tmp_path):
+    """The line of metrics is written first: the power may fail before the checkpoint is."""
+    train(run, tmp_path)
+    last = tmp_path / "checkpoints" / "358"
+    last.rename(tmp_path / "lost")
+    assert loop.finished(run, RunFolder(tmp_path)) is None
+    train(run, tmp_path, resume=True)
+    assert last.is_dir()
+    assert lines_of(tmp_path) == lines_of(whole[0])
+
+
+def test_nothing_is_written_by_preparing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loop.prepare(SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def broken(run, **changes):
+    """The run with other training images or labels than `prepare` would have let through."""
+    train = Samples(**run.data.train._asdict() | changes)
+    return run._replace(data=run.data._replace(train=train))
+
+
+def with_rate(run, rate):
+    return loop.prepare(dataclasses.replace(run.config, learning_rate=rate))
+
+
+DIVERGING = {
+    "a rate that is too large": (
+        lambda run: with_rate(run, 1e38),
+        r"the loss is (nan|inf) at step \d+: a smaller --learning-rate may help",
+    ),
+    "labels outside the classes": (
+        lambda run: broken(run, labels=run.data.train.labels + 10),
+        "the loss is nan at step 1: 8 labels lie outside the classes",
+    ),
+    "NaN in the images": (
+        lambda run: broken(run, images=np.full_like(run.data.train.images, np.nan)),
+        "the loss is nan at step 1: ",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "says"), DIVERGING.values(), ids=DIVERGING)
+def test_divergence_says_where_and_why(run, tmp_path, change, says):
+    with pytest.raises(Diverged, match=f"^{says}"):
+        train(change(run), tmp_path)
+    # What is there can be looked at, and has no line that looks like a result.
+    assert (tmp_path / "config.json").exists()
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_late_divergence_names_its_step(run, tmp_path):
+    """One label is wrong, of a sample that the first epoch leaves out: the second one's order tells the step."""
+    first, second = (np.asarray(loop.shuffled(1437, 8, seed=0, epoch=epoch)) for epoch in (0, 1))
+    row, column = np.argwhere(~np.isin(second, first))[0]
+    labels = run.data.train.labels.copy()
+    labels[second[row, column]] = -1
+    with pytest.raises(Diverged, match=f"the loss is nan at step {179 + row + 1}: 1 labels lie outside the classes"):
+        train(broken(run, labels=labels), tmp_path)
+    assert [line["epoch"] for line in lines_of(tmp_path)] == [1]
+
+
+def test_describe(run):
+    described = loop.describe(run)
+    assert json.loads(json.dumps(described)) == described
+    assert {name: described[name] for name in dataclasses.asdict(run.config)} == dataclasses.asdict(run.config)
+    assert described["epochs"] == 2
+    assert described["training_images"] == [1437, 8, 8, 1]
+    assert described["test_images"] == [360, 8, 8, 1]
+    assert (described["pixel_mean"], described["pixel_deviation"]) == (run.data.mean, run.data.deviation)
+    assert described["devices"] == [str(d) for d in jax.devices()]
+    assert described["versions"]["jaxcnn"] == jaxcnn.__version__
+    assert described["versions"]["jax"] == jax.__version__
+
+
+def test_the_configuration_comes_back(run, whole):
+    assert loop.from_folder(RunFolder(whole[0])) == run.config
+
+
+@pytest.mark.parametrize(
+    ("kept", "says"),
+    [
+        ({"data": "digits"}, "KeyError"),
+        ([], "TypeError"),
+        ({"epochs": "ten"}, "TypeError"),
+        ({"model": "x"}, "--model"),
+    ],
+    ids=["too little", "a list", "no number", "no such model"],
+)
+def test_a_configuration_that_is_none(run, tmp_path, kept, says):
+    full = dataclasses.asdict(run.config)
+    kept = kept if not isinstance(kept, dict) or "data" in kept else full | kept
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    with pytest.raises(DataError, match=says):
+        loop.from_folder(RunFolder(tmp_path))
+
+
+def test_defaults_belong_to_the_data():
+    assert (Config().complete().epochs, Config(data="folder").complete().epochs) == (40, 5)
+    given = Config(epochs=1, learning_rate=1.0, weight_decay=0.0)
+    assert given.complete() == given
+    assert Config().complete().complete() == Config().complete()
+
+
+REFUSED = {
+    "model": ({"model": "vgg"}, "--model: got 'vgg', required one of source, lenet5, two_conv"),
+    "backward": ({"backward": "both"}, "--backward: got 'both', required one of manual, autodiff"),
+    "epochs": ({"epochs": 0}, "--epochs: got 0, required at least 1"),
+    "batch": ({"batch_size": 0}, "--batch-size: got 0, required at least 1"),
+    "classes": ({"classes": 1}, "--classes: got 1, required at least 2"),
+    "seed": ({"seed": -1}, "--seed: got -1, required at least 0"),
+    "large seed": ({"seed": 2**32}, "--seed: got 4294967296, required less than 4294967296"),
+    "decay": ({"weight_decay": -0.1}, "--weight-decay: got -0.1, required at least 0"),
+    "NaN for decay": ({"weight_decay": math.nan}, "--weight-decay: got nan, required at least 0"),
+    "no rate": ({"learning_rate": 0.0}, "--learning-rate: got 0.0, required more than 0"),
+    "NaN for a rate": ({"learning_rate": math.nan}, "--learning-rate: got nan, required more than 0"),
+    "large batch": ({"batch_size": 1438}, "--batch-size: got 1438, required at most the 1437 training images"),
+    "odd batch": ({"batch_size": 33}, "--batch-size: got 33, required a multiple of the 2 devices; give another, or"),
+    "too small": ({"model": "lenet5"}, "--model lenet5: not for images of 8×8×1: "),
+}
+
+
+@pytest.mark.parametrize(("changes", "says"), REFUSED.values(), ids=REFUSED)
+def test_refused_configuration(changes, says):
+    with pytest.raises(DataError) as error:
+        loop.prepare(Config(**changes))
+    assert str(error.value).startswith(says)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "begins"), [("digits", "digits-source-seed7-"), ("/data/mnist/", "mnist-source-seed7-")]
+)
+def test_a_new_folder_says_what_it_holds(data, begins):
+    path = loop.new_folder(Config(data=data, seed=7))
+    assert path.parent.name == "runs"
+    assert path.name.startswith(begins)

@@ -1,0 +1,41 @@
+"""The catalogue of planted faults is what it says: every fault is wrong, and nothing is missing from it."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from planted_faults import CAUSES, FAULTS, family, really_wrong
+
+NAMES = [f"{family(f)}: {f.name}" for f in FAULTS]
+FAMILIES = (
+    "conv2d, max_pool first, max_pool split, max_pool all, relu, sigmoid, flatten, dense, "
+    "softmax_cross_entropy indices, softmax_cross_entropy rows, layer"
+).split(", ")
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=NAMES)
+def test_each_fault_is_wrong_and_its_right_twin_is_right(fault):
+    assert really_wrong(fault)
+    assert not really_wrong(fault._replace(rule=fault.right))
+    # What another proof than autodiff is needed for, autodiff does not show.
+    if fault.why not in ("autodiff", "second call"):
+        assert not really_wrong(fault._replace(why="autodiff"))
+
+
+def test_the_catalogue_is_complete():
+    assert len(FAULTS) >= 110
+    assert [n for n, count in Counter(NAMES).items() if count > 1] == []
+    of_family = Counter(map(family, FAULTS))
+    assert all(of_family[name] >= 3 for name in FAMILIES), of_family
+    assert sum(n for name, n in of_family.items() if name.startswith("own: ")) >= 12
+    of_cause = Counter(f.causes[0] for f in FAULTS if len(f.causes) == 1)
+    assert all(of_cause[cause] >= 3 for cause in CAUSES), of_cause
+    assert all(set(f.causes) <= set(CAUSES) for f in FAULTS)
+    assert [f.name for f in FAULTS if len(f.causes) > 1 and not f.note] == []
+
+
+def test_the_arrays_are_small_and_exact_in_float32():
+    for fault in FAULTS:
+        for array in fault.arrays:
+            assert array.size <= 4096
+            assert (array == array.astype(np.float32)).all(), fault.name
