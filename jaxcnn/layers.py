@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from jaxcnn.rule import Rule, equally_varying
+from jaxcnn.rule import Rule, Static, checked_cotangent, describe, equally_varying
 from jaxcnn.rules.activation import relu, sigmoid
 from jaxcnn.rules.convolution import conv2d
 from jaxcnn.rules.dense import dense
@@ -75,12 +75,15 @@ def from_rule(
     rule: Rule,
     name: str,
     parameters: Mapping[str, Callable[..., jax.Array]] | None = None,
+    *,
+    images: bool = False,
     **static: Any,
 ) -> Layer:
     """The layer that applies a rule: its first array is the input, the others are the parameters, in order.
 
     Args:
       parameters: for each a name and a function (key, input_shape) -> initial value.
+      images: whether the input must be N×H×W×C; a rule may read fewer axes otherwise.
       static: the rule's static arguments.
 
     >>> from_rule(sigmoid, "sigmoid").init(jax.random.key(0), (4, 4, 2))
@@ -89,6 +92,8 @@ def from_rule(
     parameters = dict(parameters or {})
 
     def init(key, input_shape):
+        if images and len(input_shape) != 3:
+            raise ValueError(f"{name}: input_shape must be (H, W, C), without N, got {tuple(input_shape)}")
         keys = jax.random.split(key, max(len(parameters), 1))
         params = {p: make(k, tuple(input_shape)) for (p, make), k in zip(parameters.items(), keys, strict=False)}
         dtype = jax.tree.leaves(params)[0].dtype if params else jnp.result_type(float)
@@ -97,6 +102,8 @@ def from_rule(
         return params, {}, y.shape[1:]
 
     def arrays(params, x):
+        if images and x.ndim != 4:
+            raise ValueError(f"{name}: x must be N×H×W×C, got shape {x.shape}")
         return rule.bind(x, *(params[p] for p in parameters), **static)
 
     def forward(params, state, x, *, train=False, key=None):
@@ -142,13 +149,13 @@ def Conv2D(
     features, groups = _positive("Conv2D", "features", features), _positive("Conv2D", "groups", groups)
 
     def filters(key, shape):
-        _require_shape("Conv2D", shape, len(shape) == 3, "(H, W, C)")
         return filters_init(key, (features, *window, max(shape[-1] // groups, 1)))  # conv2d says what does not divide
 
     parameters = {"filters": filters}
     if bias:
         parameters["bias"] = lambda key, shape: bias_init(key, (features,))
-    return from_rule(rule, name, parameters, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    static = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return from_rule(rule, name, parameters, images=True, **static)
 
 
 def Dense(
@@ -171,7 +178,8 @@ def Dense(
     features = _positive("Dense", "features", features)
 
     def weights(key, shape):
-        _require_shape("Dense", shape, len(shape) > 0, "(in,)")
+        if not shape:
+            raise ValueError("Dense: input_shape must be (in,), without N, got ()")
         return weights_init(key, (shape[-1], features))
 
     parameters = {"weights": weights}
@@ -190,7 +198,7 @@ def MaxPool(
     name: str = "max_pool",
 ) -> Layer:
     """Max-pooling; the arguments are those of `max_pool`. No parameters."""
-    return from_rule(rule, name, window=window, stride=stride, padding=padding, ties=ties)
+    return from_rule(rule, name, images=True, window=window, stride=stride, padding=padding, ties=ties)
 
 
 def ReLU(*, rule: Rule = relu, name: str = "relu") -> Layer:
@@ -205,7 +213,7 @@ def Sigmoid(*, rule: Rule = sigmoid, name: str = "sigmoid") -> Layer:
 
 def Flatten(*, rule: Rule = flatten, name: str = "flatten") -> Layer:
     """N×H×W×C -> N×HWC. No parameters."""
-    return from_rule(rule, name)
+    return from_rule(rule, name, images=True)
 
 
 def sequential(*layers: Layer, name: str = "sequential") -> Layer:
@@ -331,11 +339,21 @@ def differentiable(layer: Layer) -> Callable[..., Any]:
         return layer.forward(params, state, x, train=train, key=key)[:2]
 
     def forward(train, params, state, x, key):
-        y, new_state, residuals = layer.forward(params, state, x, train=train, key=key)
-        return (y, new_state), residuals
+        residuals = layer.forward(params, state, x, train=train, key=key)[2]
+        leaves, structure = jax.tree.flatten((params, x))
+        # As in Rule: the output by the function again, so that its own derivative is the hand-written one.
+        output = function(train, params, state, x, key)
+        return output, (residuals, Static((structure, tuple(map(describe, leaves)))))
 
-    def backward(train, residuals, cotangents):
-        dparams, dx = layer.backward(residuals, cotangents[0])
+    def backward(train, saved, cotangents):
+        residuals, (structure, arrays) = saved[0], saved[1].value
+        gradients, got = jax.tree.flatten(layer.backward(residuals, cotangents[0]))
+        if got != structure:
+            raise TypeError(f"{layer.name}: backward must return (dparams, dx) of structure {structure}, got {got}")
+        where = f"{layer.name}: backward's gradient of"
+        names = [f"{where} {path}" for path in _paths(structure)]
+        checked = map(checked_cotangent, names, gradients, arrays)
+        dparams, dx = jax.tree.unflatten(structure, list(checked))
         return dparams, None, dx, None
 
     function.defvjp(forward, backward)
@@ -345,6 +363,15 @@ def differentiable(layer: Layer) -> Callable[..., Any]:
         return function(train, params, jax.lax.stop_gradient(state), x, key)
 
     return call
+
+
+def _paths(structure) -> list[str]:
+    """The names of the leaves of (params, x)."""
+    numbered = jax.tree.unflatten(structure, range(structure.num_leaves))
+    names = [
+        jax.tree_util.keystr(path[1:], simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(numbered)
+    ]
+    return [name or "x" for name in names]
 
 
 def _unique(names: Sequence[str]) -> tuple[str, ...]:
@@ -362,11 +389,6 @@ def _require_layers(function: str, layers) -> None:
         if not isinstance(layer, Layer):
             hint = "; layers are made by calls: ReLU()" if callable(layer) else ""
             raise TypeError(f"{function}: takes Layers, got {getattr(layer, '__name__', type(layer).__name__)}{hint}")
-
-
-def _require_shape(function: str, shape: tuple[int, ...], fits: bool, wanted: str) -> None:
-    if not fits:
-        raise ValueError(f"{function}: input_shape must be {wanted}, without N, got {shape}")
 
 
 def _positive(function: str, argument: str, value: Any) -> int:

@@ -165,7 +165,7 @@ class Rule(Generic[P]):
             _, residuals = self._split(self.forward(*arrays, **dict(static)))
             # The output by the function again, not by the forward pass: where this is differentiated in turn, the
             # output's derivative is the hand-written one too. Under jit XLA merges the two equal computations.
-            return function(static, *arrays), (residuals, Static(tuple(map(_describe, arrays))))
+            return function(static, *arrays), (residuals, Static(tuple(map(describe, arrays))))
 
         def backward(static, saved, dy):
             residuals, arrays = saved
@@ -179,31 +179,24 @@ class Rule(Generic[P]):
             raise TypeError(f"{self.name}: forward must return (output, residuals), got {_kind(result)}")
         return result
 
-    def _checked(self, cotangents: Any, arrays: tuple[_Described | None, ...]) -> tuple[Any, ...]:
+    def _checked(self, cotangents: Any, arrays: tuple[Described | None, ...]) -> tuple[Any, ...]:
         """The cotangents as `jax.custom_vjp` wants them; it lets a wrong float dtype pass, this does not."""
         if not isinstance(cotangents, tuple) or len(cotangents) != len(arrays):
             raise TypeError(
                 f"{self.name}: backward must return a tuple of {len(arrays)} cotangents, one for each array parameter "
                 f"of forward, got {_kind(cotangents)}"
             )
-        return tuple(self._check(i, c, a) for i, (c, a) in enumerate(zip(cotangents, arrays, strict=True)))
+        return tuple(
+            checked_cotangent(f"{self.name}: backward's cotangent {i}", c, a)
+            for i, (c, a) in enumerate(zip(cotangents, arrays, strict=True))
+        )
 
-    def _check(self, index: int, cotangent: Any, array: _Described | None) -> Any:
-        if array is None or not jnp.issubdtype(array.dtype, jnp.inexact):
-            return None
-        where = f"{self.name}: backward's cotangent {index}"
-        if cotangent is None:
-            raise TypeError(f"{where} is None, its array is {array}; None is for integer, boolean and key arrays")
-        try:
-            got = _describe(cotangent)
-        except TypeError:
-            raise TypeError(f"{where} is of type {type(cotangent).__name__}, its array is {array}") from None
-        if got is None or (got.shape, got.dtype) != (array.shape, array.dtype):
-            raise TypeError(f"{where} is {got}, its array is {array}; shape and dtype must be equal")
-        return _vary(cotangent, array.varying)
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle: all but what is made when first needed."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_function", "_autodiff")}
 
 
-class _Described(NamedTuple):
+class Described(NamedTuple):
     """What a cotangent must agree with; hashable, so that it can be kept beside the residuals."""
 
     shape: tuple[int, ...]
@@ -214,11 +207,26 @@ class _Described(NamedTuple):
         return f"{self.dtype}{list(self.shape)}"
 
 
-def _describe(array: Any) -> _Described | None:
+def describe(array: Any) -> Described | None:
     if array is None:
         return None
     kind = jax.typeof(array)
-    return _Described(kind.shape, kind.dtype, frozenset(kind.manual_axis_type.varying))
+    return Described(kind.shape, kind.dtype, frozenset(kind.manual_axis_type.varying))
+
+
+def checked_cotangent(where: str, cotangent: Any, array: Described | None) -> Any:
+    """The cotangent as `jax.custom_vjp` wants it; TypeError unless it has the array's shape and dtype."""
+    if array is None or not jnp.issubdtype(array.dtype, jnp.inexact):
+        return None
+    if cotangent is None:
+        raise TypeError(f"{where} is None, its array is {array}; None is for integer, boolean and key arrays")
+    try:
+        got = describe(cotangent)
+    except TypeError:
+        raise TypeError(f"{where} is of type {type(cotangent).__name__}, its array is {array}") from None
+    if got is None or (got.shape, got.dtype) != (array.shape, array.dtype):
+        raise TypeError(f"{where} is {got}, its array is {array}; shape and dtype must be equal")
+    return _vary(cotangent, array.varying)
 
 
 def _kind(value: Any) -> str:
@@ -227,9 +235,14 @@ def _kind(value: Any) -> str:
 
 def _array(rule: str, name: str, value: Any) -> jax.Array | None:
     try:
-        return None if value is None else jnp.asarray(value)
+        array = None if value is None else jnp.asarray(value)
     except (TypeError, ValueError):
         raise TypeError(f"{rule}: {name} must be an array, got {type(value).__name__}") from None
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.dtype.itemsize == 8:
+        kind = np.iinfo(jnp.asarray(value[:0] if value.ndim else value).dtype)
+        if value.size and not kind.min <= value.min() <= value.max() <= kind.max:
+            raise ValueError(f"{rule}: {name} holds values that {kind.dtype} cannot, got {value.min()} … {value.max()}")
+    return array
 
 
 def _hashable(rule: str, name: str, value: Any) -> Hashable:

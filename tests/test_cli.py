@@ -167,7 +167,7 @@ def test_a_folder_of_idx_files(rng, tmp_path):
     options = ("--data", "bars", "--classes", 3, "--backward", "autodiff", "--batch-size", 15, "--learning-rate", 0.01)
     ended = end(start("train", *options, cwd=here))
     assert (ended.status, ended.err) == (0, "")
-    assert "source on bars: " in ended.out
+    assert "/bars: " in ended.out
     assert ", 60 training images, 5 epochs of 4 steps, batch 15, backward autodiff\n" in ended.out
     assert "30 test images" in ended.out
     (run,) = (here / "runs").iterdir()
@@ -325,7 +325,7 @@ def test_the_line_does_not_depend_on_the_terminal(monkeypatch, capsys, encoding)
 def test_as_many_cores_as_share_the_batch(tmp_path, monkeypatch, cores, batch, used):
     """The default works on every machine, not only where the cores divide 32."""
     taken = []
-    monkeypatch.setattr(devices, "_cores", lambda: cores)
+    monkeypatch.setattr(devices, "available_cores", lambda: cores)
     monkeypatch.setattr(devices, "use_cpu_cores", taken.append)
     assert cli.main(["train", "--batch-size", str(batch), "--data", str(tmp_path / "nowhere")]) == 2
     assert taken == [used]

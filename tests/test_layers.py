@@ -1,5 +1,6 @@
 """Layers: what init makes, networks run backward by hand against autodiff, exchanged rules, errors."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import EXACT, FLOAT64, NETWORK, assert_close, random_like
+from conftest import EXACT, FLOAT32, FLOAT64, NETWORK, assert_close, random_like
 from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -284,8 +285,8 @@ ERRORS = [
      "residual: conv2d gives (4, 4, 3), the shortcut (4, 4, 2); they are added and must be equal"),
     (init(residual(Dense(3), Dense(1)), 4), ValueError,
      "residual: dense gives (3,), the shortcut (1,); they are added and must be equal"),
-    (init(Conv2D(3, 3), 4, 4), ValueError, "Conv2D: input_shape must be (H, W, C), without N, got (4, 4)"),
-    (init(Conv2D(3, 3), 2, 4, 4, 1), ValueError, "Conv2D: input_shape must be (H, W, C), without N, got (2, 4, 4, 1)"),
+    (init(Conv2D(3, 3), 4, 4), ValueError, "conv2d: input_shape must be (H, W, C), without N, got (4, 4)"),
+    (init(Conv2D(3, 3), 2, 4, 4, 1), ValueError, "conv2d: input_shape must be (H, W, C), without N, got (2, 4, 4, 1)"),
     (init(Conv2D(4, 3, groups=2), 4, 4, 3), ValueError,
      "conv2d: groups must divide the 3 channels and the 4 filters, got 2"),
     (lambda: Conv2D(4, 3, groups=0), ValueError, "Conv2D: groups must be at least 1, got 0"),
@@ -302,6 +303,10 @@ ERRORS = [
     (lambda: Conv2D(2, "3"), TypeError, "Conv2D: size must be a whole number or a pair of them, got '3'"),
     (lambda: Dense(-1), ValueError, "Dense: features must be at least 1, got -1"),
     (lambda: Dense((3, 4)), TypeError, "Dense: features must be a whole number, got (3, 4)"),
+    (init(Flatten(), 5), ValueError, "flatten: input_shape must be (H, W, C), without N, got (5,)"),
+    (init(MaxPool(2), 4, 6), ValueError, "max_pool: input_shape must be (H, W, C), without N, got (4, 6)"),
+    (lambda: MaxPool(2).forward({}, {}, jnp.ones((2, 4, 6))), ValueError,
+     "max_pool: x must be N×H×W×C, got shape (2, 4, 6)"),
     (init(Dense(3)), ValueError, "Dense: input_shape must"),
     (lambda: Dense(3).forward({}, {}, jnp.ones((2, 3))), KeyError, "'weights'"),
 ]  # fmt: skip
@@ -312,3 +317,68 @@ def test_errors(call, kind, message):
     with pytest.raises(kind) as caught:
         call()
     assert str(caught.value).startswith(message)
+
+
+def _layer_with(change):
+    """Dense(4), the gradients of its backward pass changed."""
+    layer = Dense(4)
+
+    def backward(residuals, dy):
+        dparams, dx = layer.backward(residuals, dy)
+        return change(dparams), dx
+
+    return dataclasses.replace(layer, backward=backward)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d | {"bias": d["bias"].astype(jnp.float16)}, r"bias is float16\[4\], its array is float64\[4\]"),
+        (lambda d: d | {"bias": d["bias"][None]}, r"bias is float64\[1, 4\], its array is float64\[4\]"),
+        (lambda d: {"weights": d["weights"]}, r"dense: backward must return \(dparams, dx\) of structure"),
+    ],
+)
+def test_differentiable_checks_the_gradients(change, message):
+    layer = _layer_with(change)
+    params, state, _ = layer.init(jax.random.key(0), (3,))
+    with pytest.raises(TypeError, match=message):
+        jax.grad(lambda p: differentiable(layer)(p, state, jnp.ones((2, 3)))[0].sum())(params)
+
+
+def test_second_derivative_of_differentiable_is_by_hand(x64):
+    """At ties the convention of the rule holds in the second derivative too."""
+    x = jnp.asarray(np.random.default_rng(0).integers(-1, 2, (1, 4, 4, 1)), jnp.float64)
+    network = sequential(MaxPool(3, stride=1, ties="all"), Flatten())
+    by_layer = lambda x: (differentiable(network)({}, {}, x)[0] ** 3).sum()  # noqa: E731
+    by_rule = lambda x: (jaxcnn.max_pool(x, window=3, stride=1, ties="all") ** 3).sum()  # noqa: E731
+    got, right = (jax.grad(lambda x, f=f: (jax.grad(f)(x) ** 2).sum())(x) for f in (by_layer, by_rule))
+    assert_close(got, right, FLOAT64)
+    assert float(abs(right).max()) > 0
+
+
+def test_differentiable_takes_a_constant_gradient_under_shard_map():
+    constant = jaxcnn.dense.replace(backward=lambda r, dy: (dy @ r.w.T, r.x.T @ dy, jnp.zeros(dy.shape[-1])))
+    layer = Dense(4, rule=constant)
+    params, state, _ = layer.init(jax.random.key(0), (3,))
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
+
+    def gradient(params, x):
+        return jax.grad(lambda p: differentiable(layer)(p, state, x)[0].sum())(params)
+
+    sharded = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), P("batch")), out_specs=P())
+    x = jnp.arange(12.0).reshape(4, 3)
+    assert_close(jax.block_until_ready(jax.jit(sharded)(params, x)), gradient(params, x), FLOAT32)
+
+
+def test_each_layer_draws_by_a_key_of_its_own():
+    def noise(name):
+        def forward(params, state, x, *, train=False, key=None):
+            return x + jax.random.normal(key, x.shape), state, ()
+
+        return jaxcnn.Layer(name, lambda key, shape: ({}, {}, shape), forward, lambda r, dy: ({}, dy))
+
+    x = jnp.zeros((1, 1000))
+    for network in (sequential(noise("a"), noise("b")), residual(noise("a"), noise("b"))):
+        y = network.forward({}, {}, x, key=jax.random.key(0))[0]
+        # The sum of two independent normals has variance 2, of one normal added twice 4.
+        assert 1.6 < float(y.var()) < 2.4

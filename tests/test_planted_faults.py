@@ -8,9 +8,9 @@ from planted_faults import CAUSES, FAULTS, family, really_wrong
 
 NAMES = [f"{family(f)}: {f.name}" for f in FAULTS]
 FAMILIES = (
-    "conv2d, max_pool first, max_pool split, max_pool all, relu, sigmoid, flatten, dense, "
-    "softmax_cross_entropy indices, softmax_cross_entropy rows, layer"
-).split(", ")
+    *("conv2d", "max_pool first", "max_pool split", "max_pool all", "relu", "sigmoid", "flatten", "dense"),
+    *("softmax_cross_entropy indices", "softmax_cross_entropy rows", "layer"),
+)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=NAMES)

@@ -197,3 +197,10 @@ def test_errors(call, kind, message):
     with pytest.raises(kind) as caught:
         call()
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_shares_of_more_ties_than_the_dtype_counts_to(dtype):
+    """bfloat16 cannot count beyond 256, float16 not beyond 2048."""
+    shares = jax.grad(lambda x: max_pool(x, window=20, ties="split").sum())(jnp.ones((20, 20), dtype))
+    np.testing.assert_allclose(np.asarray(shares, float), 1 / 400, rtol=0.01)

@@ -45,6 +45,9 @@ WRONG = {
     "another dtype": (dense_with(lambda dx, dw, db: (dx.astype(jnp.float16), dw, db)), "x", "float64", "structure"),
     "too few": (dense_with(lambda dx, dw, db: (dx, dw)), "", "float64", "structure"),
     "a list": (dense_with(lambda dx, dw, db: [dx, dw, db]), "", "float64", "structure"),
+    "a number for a pair": (
+        jaxcnn.Rule(lambda x, w, b: (x @ w + b).sum(), lambda r, dy: (), "s"), "", "float64", "structure",
+    ),
     "no tuple": (dense_with(lambda dx, dw, db: dx), "", "float64", "structure"),
     "raises": (jaxcnn.dense.replace(backward=_raises), "", "float64", "structure"),
     "wrong signature": (jaxcnn.dense.replace(backward=lambda residuals: ()), "", "float64", "structure"),
@@ -145,6 +148,49 @@ def test_a_convention_at_ties_is_no_fault_and_another_convention_is():
     assert not jaxcnn.verify(first, x, ties="all").ok
 
 
+def test_a_layer_is_not_verified_at_a_scale_of_one_alone():
+    """Its backward pass forgets the scale, which is 1 at first."""
+
+    def init(key, shape):
+        return {"scale": jnp.ones(shape[-1:])}, {}, shape
+
+    def forward(params, state, x, *, train=False, key=None):
+        return params["scale"] * x, state, x
+
+    layer = jaxcnn.Layer("scale", init, forward, lambda x, dy: ({"scale": (dy * x).sum(0)}, dy))
+    assert [f.argument for f in jaxcnn.verify(layer, X).findings] == ["x"]
+
+
+def test_a_forward_that_refuses_a_dtype_is_no_fault():
+    def forward(x):
+        if x.dtype == jnp.bfloat16:
+            raise TypeError("no bfloat16 here")
+        return 2 * x, ()
+
+    report = jaxcnn.verify(jaxcnn.Rule(forward, lambda residuals, dy: (2 * dy,), "double"), X)
+    assert report.ok
+    assert "bfloat16 left out: the forward pass refuses it: no bfloat16 here" in report.notes
+
+
+def test_options_leave_checks_out_and_say_so():
+    straight_through = jaxcnn.Rule(
+        lambda x: (jnp.round(x), ()),
+        lambda residuals, dy: (dy,),
+        "round",
+        reference=lambda x: x + jax.lax.stop_gradient(jnp.round(x) - x),
+    )
+    assert jaxcnn.verify(straight_through, X).findings[0].check == "differences"
+    report = jaxcnn.verify(straight_through, X, options=jaxcnn.Options(finite_differences=False))
+    assert report.ok, str(report)
+    assert report.notes[0].startswith("finite differences left out")
+    report = jaxcnn.verify(jaxcnn.sigmoid, X, options=jaxcnn.Options(transforms=False, second_order=False, dtypes=()))
+    assert {r.check for r in report.rows} == {"float64", "differences", "adjoint"}
+    assert report.notes[:2] == (
+        "without jit, vmap and other batches left out by option",
+        "second order left out by option",
+    )
+
+
 def test_integer_and_absent_arrays_have_no_row():
     report = jaxcnn.verify(jaxcnn.softmax_cross_entropy, X, np.array([0, 1, 2, 0]))
     assert {r.argument for r in report.rows} == {"logits", "dy"}
@@ -160,6 +206,15 @@ def test_integer_and_absent_arrays_have_no_row():
         (lambda: jaxcnn.verify(jaxcnn.dense, X, X), ValueError, r"dense: x must be \(..., 4\) for w \(4, 3\)"),
         (lambda: jaxcnn.verify(jaxcnn.flatten, np.ones((2, 2), int)), TypeError,
          "verify: flatten got no floating-point array, so there is no gradient to verify"),
+        (lambda: jaxcnn.verify(jaxcnn.Dense(3), np.ones((2, 2), int)), TypeError,
+         "verify: x of a layer must be floating point, got int"),
+        (lambda: jaxcnn.verify(jaxcnn.Rule(lambda x: ((x, x), ()), lambda r, dy: dy, "two"), X), TypeError,
+         "verify: two must have one array as output, got tuple"),
+        (lambda: jaxcnn.verify(jaxcnn.sigmoid, X[:0]), ValueError,
+         r"verify: sigmoid: x must not be empty, got shape \(0, 3\)"),
+        (lambda: jaxcnn.verify(jaxcnn.sigmoid, X * np.nan), ValueError, "verify: sigmoid: x must be finite, got NaN"),
+        (lambda: jaxcnn.verify(jaxcnn.sigmoid, X, options={"seed": 1}), TypeError,
+         "options must be an Options, got dict"),
         (lambda: jaxcnn.verify(jaxcnn.Dense(3), np.float32(1)), ValueError, "verify: x must have an axis of samples"),
     ],
 )  # fmt: skip

@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxcnn.rule import Array, Rule
 from jaxcnn.rules.dtypes import require_equal_floats
-from jaxcnn.rules.window import Geometry, geometry, tap
+from jaxcnn.rules.window import Geometry, geometry, is_whole, tap
 
 # The four combinations of the source: number of axes of (image, filters).
 _RANKS = {(2, 2): "H×W and h×w", (3, 3): "H×W×C and h×w×C", (3, 4): "H×W×C and n×h×w×C", (4, 4): "N×H×W×C and n×h×w×C"}
@@ -191,7 +191,7 @@ def _geometry(image, filters, bias, stride, padding, dilation, groups) -> Geomet
     require_equal_floats("conv2d", image=image, filters=filters, bias=bias)
     channels, filter_channels = (a.shape[-1] if a.ndim > 2 else 1 for a in (image, filters))
     n = filters.shape[0] if filters.ndim == 4 else 1
-    if isinstance(groups, bool) or not isinstance(groups, int | np.integer):
+    if not is_whole(groups):
         raise TypeError(f"conv2d: groups must be a whole number, got {groups!r}")
     if groups < 1 or channels % groups or n % groups:
         raise ValueError(f"conv2d: groups must divide the {channels} channels and the {n} filters, got {groups}")

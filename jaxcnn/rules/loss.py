@@ -25,7 +25,8 @@ def softmax_cross_entropy_forward(logits: Array, labels: Array) -> tuple[Array, 
       logits: (N, classes), or with any leading axes (..., classes), floating. ±1e4 is no difficulty; -inf is a class
         with probability 0.
       labels: class indices, whole numbers (...,); or rows (..., classes), one-hot or soft, floating, then of the
-        logits' dtype and differentiable like them, or whole numbers.
+        logits' dtype and differentiable like them, or whole numbers or truth values. A soft label of 0 on a class of
+        probability 0 costs nothing, and its gradient is taken to be 0.
 
     Returns:
       A scalar of the logits' dtype. An index outside the classes raises ValueError where its value is known; under
@@ -47,9 +48,7 @@ def softmax_cross_entropy_forward(logits: Array, labels: Array) -> tuple[Array, 
     if _are_rows(logits, labels):
         losses = -(labels * _costs(logs, labels)).sum(-1)
     else:
-        # Clipped, since `take_along_axis` counts negative indices from the end.
-        index = jnp.clip(_wide(labels), 0, logits.shape[-1] - 1)[..., None]
-        chosen = jnp.take_along_axis(logs, index, -1)[..., 0]
+        chosen = jnp.take_along_axis(logs, _wide(labels)[..., None], -1)[..., 0]
         losses = jnp.where(valid_labels(labels, logits.shape[-1]), -chosen, jnp.nan)
     return losses.mean(), SoftmaxCrossEntropyResiduals(logits, labels)
 
@@ -82,7 +81,7 @@ def valid_labels(labels: Array, classes: int) -> Array:
 
 def _wide(labels):
     """An int8 cannot be compared with 200 classes: the 200 would wrap."""
-    return labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
+    return labels.astype(jnp.int64 if labels.dtype.itemsize == 8 else jnp.promote_types(labels.dtype, jnp.int32))
 
 
 def _costs(logs, labels):
@@ -105,7 +104,7 @@ def _check(logits, labels) -> None:
         )
     whole = jnp.issubdtype(labels.dtype, jnp.integer)
     if _are_rows(logits, labels):
-        if not whole:
+        if not whole and labels.dtype != bool:
             require_equal_floats(name, logits=logits, labels=labels)
         return
     if not whole:

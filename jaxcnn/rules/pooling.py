@@ -38,7 +38,8 @@ def max_pool_forward(
 
     Args:
       x: H×W, H×W×C or N×H×W×C, any floating dtype.
-      window: rows and columns, a number or a pair.
+      window: rows and columns, a number or a pair. The backward pass is a program of rows·columns parts: a window of
+        some hundred values takes seconds to compile.
       stride: steps of the window; the window itself when None.
       padding: "VALID", "SAME", or ((top, bottom), (left, right)). Added places never win.
       ties: what the backward pass does where several values share the maximum, a point at which the derivative is not
@@ -91,7 +92,7 @@ def max_pool_backward(residuals: MaxPoolResiduals, dy: Array, *, window, stride,
     if ties == "first":
         won = _first_only(won)
     if ties == "split":
-        dy4 = dy4 / sum(w.astype(dy.dtype) for w in won)
+        dy4 = dy4 / functools.reduce(jnp.add, (w.astype(jnp.int32) for w in won))  # bfloat16 cannot count beyond 256
     dx = functools.reduce(jnp.add, (untap(jnp.where(w, dy4, 0), p, g) for w, p in zip(won, g.taps, strict=True)))
     return (dx.reshape(x.shape),)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.rule import Array, Rule, Static
+from jaxcnn.rules.window import is_whole
 
 
 class FlattenResiduals(NamedTuple):
@@ -70,6 +71,8 @@ def unflatten(a: Array, N: int, H: int, W: int, C: int) -> jax.Array:
     (5, 2, 3, 4)
     """
     a = jnp.asarray(a)
+    if not all(is_whole(size) and size >= 0 for size in (N, H, W, C)):
+        raise ValueError(f"unflatten: N, H, W and C must be whole numbers of at least 0, got {(N, H, W, C)}")
     if a.size != N * H * W * C:
         needed = f"N·H·W·C = {N}·{H}·{W}·{C} = {N * H * W * C}"
         raise ValueError(f"unflatten: a must hold {needed} values, got shape {a.shape}")

@@ -23,7 +23,7 @@ def use_cpu_cores(n: int | None = None) -> int:
     Raises:
       ValueError: n less than 1. RuntimeError: jax has used a device already, and then the number is fixed.
 
-    >>> use_cpuavailable_cores()  # doctest: +SKIP
+    >>> use_cpu_cores()  # doctest: +SKIP
     2
     """
     n = available_cores() if n is None else n

@@ -48,10 +48,14 @@ def evaluate(
         raise ValueError(f"evaluate: needs one label for each image, got {samples} images and labels {labels.shape}")
     if batch < 1:
         raise ValueError(f"evaluate: batch must be at least 1, got {batch}")
+    if labels.dtype.kind in "iu" and (labels != labels.astype(np.int32)).any():
+        raise ValueError(f"evaluate: labels hold values that int32 cannot, got {labels.min()} … {labels.max()}")
+    where = next((leaf.sharding for leaf in jax.tree.leaves(state.params) if isinstance(leaf, jax.Array)), None)
     total, correct = 0.0, 0
     for start in range(0, samples, batch):
         part = slice(start, start + batch)
-        logits, cost = _forward(network, loss, state.params, state.state, images[part], labels[part])
+        chosen = jax.device_put(images[part], where)  # on the devices of the parameters
+        logits, cost = _forward(network, loss, state.params, state.state, chosen, labels[part])
         if np.isnan(cost):  # the loss is NaN for a label outside the classes, which has a clearer word
             loss.forward(logits, labels[part], **loss.static())
         total += float(cost) * len(labels[part])

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule, equally_varying
 from jaxcnn.rules.loss import valid_labels
+from jaxcnn.rules.window import is_whole
 from jaxcnn.training.devices import all_devices, must_not_overlap, place, require_one_axis
 
 
@@ -65,7 +66,7 @@ def train_step(
       backward: "manual", the hand-written passes and no autodiff anywhere; or "autodiff", `jax.value_and_grad` through
         the same plain forward passes, the reference run.
       microbatch: how many images (of one device) pass through the network at a time; the gradient is their mean. The
-        whole batch when None.
+        whole batch when None, or when it is smaller.
       mesh: the devices that share the batch, on one axis; all devices when None.
 
     Returns:
@@ -118,7 +119,12 @@ def train_steps(
     one = _one_step("train_steps", network, loss, optimizer, backward, microbatch, mesh)
 
     def many(state, images, labels, indices):
-        return lax.scan(lambda state, chosen: one(state, images[chosen], labels[chosen]), state, indices)
+        def step(state, chosen):
+            # An index that names no sample gives NaN and an invalid label, not some other sample.
+            chosen = jnp.where(chosen < 0, len(images), chosen)
+            return one(state, *(a.at[chosen].get(mode="fill") for a in (images, labels)))
+
+        return lax.scan(step, state, indices)
 
     return Step("train_steps", many, mesh, (P(), P(), P(None, mesh.axis_names)))
 
@@ -150,12 +156,13 @@ class Step:
         if mesh.size > 1:
             function = jax.shard_map(function, mesh=mesh, in_specs=(P(), *specs), out_specs=P())
         self.name, self.mesh, self.specs = name, mesh, specs
+        self._is_default = mesh.size == 1 and isinstance(mesh, Mesh) and mesh.devices.flat[0] == jax.devices()[0]
         self.jitted = jax.jit(function, donate_argnums=0)
         self.lower, self.trace, self.eval_shape = self.jitted.lower, self.jitted.trace, self.jitted.eval_shape
 
     def __call__(self, state: TrainState, *data: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         self._require_whole_shares(data)
-        if self.mesh.size == 1:
+        if self._is_default:
             return self.jitted(state, *data)
         data = tuple(place(d, self.mesh, spec) for d, spec in zip(data, self.specs, strict=True))
         result = self.jitted(place(state, self.mesh, P()), *data)
@@ -178,6 +185,8 @@ def _one_step(name, network, loss, optimizer, backward, microbatch, mesh):
     if backward not in BACKWARD:
         raise ValueError(f"{name}: backward must be one of {', '.join(BACKWARD)}, got {backward!r}")
     require_one_axis(name, mesh)
+    if microbatch is not None and not is_whole(microbatch):
+        raise TypeError(f"{name}: microbatch must be a whole number or None, got {microbatch!r}")
     if microbatch is not None and microbatch < 1:
         raise ValueError(f"{name}: microbatch must be at least 1, got {microbatch}")
     axis = mesh.axis_names[0] if mesh.size > 1 else None
@@ -199,13 +208,21 @@ def _one_step(name, network, loss, optimizer, backward, microbatch, mesh):
         else:
             net_state, sums = _sum_over_parts(part, count, net_state, images, labels, key)
         if axis is not None:
-            sums, net_state = lax.psum(sums, axis), lax.pmean(net_state, axis)
+            sums = lax.psum(sums, axis)
+            net_state = jax.tree.map(lambda leaf: _agreed(leaf, axis), net_state)
         gradients, metrics = sums
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         new_params: Any = optax.apply_updates(state.params, updates)
         return TrainState(new_params, net_state, opt_state, state.step + 1, state.key), metrics
 
     return one
+
+
+def _agreed(leaf, axis):
+    """What all devices keep of the state that each has made: of floats the mean, else the largest."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(lax.pmax(jax.random.key_data(leaf), axis), impl=jax.random.key_impl(leaf))
+    return lax.pmean(leaf, axis) if jnp.issubdtype(leaf.dtype, jnp.inexact) else lax.pmax(leaf, axis)
 
 
 def _sum_over_parts(part, count, net_state, images, labels, key):
@@ -231,7 +248,15 @@ def _by_hand(network, loss, share, params, net_state, images, labels, key):
     value, saved = loss.forward(logits, labels, **static)
     dlogits, *_ = loss.backward(saved, jnp.full_like(value, share), **static)
     dparams, _ = network.backward(residuals, dlogits)
+    _require_like(network.name, params, dparams)
     return net_state, (dparams, _metrics(value, logits, labels, share))
+
+
+def _require_like(name: str, params, dparams) -> None:
+    """A gradient of another shape would change its parameter's shape by broadcasting; raises TypeError."""
+    shapes, got = (jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree) for tree in (params, dparams))
+    if shapes != got:
+        raise TypeError(f"{name}: backward must return gradients like the parameters, {shapes}; got {got}")
 
 
 def _by_autodiff(network, loss, share, params, net_state, images, labels, key):

@@ -86,6 +86,12 @@ def _of_rule(rule: Rule, args: tuple, static: dict) -> Subject:
         return _of_rule(rule, tuple(map(of, given, axes)), static)
 
     batched = [a for a, axis in zip(given, axes, strict=True) if a is not None and axis is not None]
+
+    def plain(values):
+        if rule.reference is None:
+            return forward(values)[0]
+        return rule.reference(*fill(values), **static)
+
     return Subject(
         rule.name,
         tuple(names[i] for i in floats),
@@ -93,7 +99,7 @@ def _of_rule(rule: Rule, args: tuple, static: dict) -> Subject:
         tuple(axes[i] for i in floats),
         forward,
         backward,
-        lambda values: rule.plain(*fill(values), **static),
+        plain,
         take if batched and all(a.ndim for a in batched) else None,
     )
 
@@ -102,8 +108,11 @@ def _of_layer(layer: Layer, x, key, train: bool) -> Subject:
     x = np.asarray(x)
     if x.ndim < 1:
         raise ValueError(f"verify: x must have an axis of samples, got shape {x.shape}")
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        raise TypeError(f"verify: x of a layer must be floating point, got {x.dtype}")
     key = jax.random.key(0) if key is None else key
     params, state, _ = layer.init(key, x.shape[1:])
+    params = _disturbed(params)
     arrays, structure = jax.tree.flatten((params, x))
     labels = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)]
 
@@ -134,6 +143,19 @@ def _of_layer(layer: Layer, x, key, train: bool) -> Subject:
         plain,
         lambda samples: _of_layer(layer, x[samples], key, train),
     )
+
+
+def _disturbed(params):
+    """Initial parameters, moved: a bias of 0 or a scale of 1 would hide a backward pass that forgets it."""
+    generator = np.random.default_rng(0)
+
+    def move(leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf
+        scale = float(np.std(np.asarray(leaf, np.float64))) or 1.0
+        return leaf + jnp.asarray(0.2 * scale * generator.standard_normal(leaf.shape), leaf.dtype)
+
+    return jax.tree.map(move, params)
 
 
 def _like(state, x):

@@ -60,7 +60,8 @@ def other_batch(subject: Subject, trial: Trial) -> list[Outcome]:
 
     Nothing to check where the forward pass mixes the samples, or the array has no such axis (one image of three axes).
     """
-    sizes = {a.shape[axis] for a, axis in zip(subject.arrays, subject.batch_axes, strict=True) if axis is not None}
+    batched = [(a, axis) for a, axis in zip(subject.arrays, subject.batch_axes, strict=True) if axis is not None]
+    sizes = {a.shape[axis] if a.ndim > axis else 0 for a, axis in batched}
     samples = min(sizes, default=0)
     if subject.take is None or len(sizes) != 1 or samples < 2:
         return []

@@ -96,6 +96,8 @@ def verify(
     'dx equals the right gradient with its sign changed'
     """
     options = Options() if options is None else options
+    if not isinstance(options, Options):
+        raise TypeError(f"verify: options must be an Options, got {type(options).__name__}")
     subject = subject_of(rule_or_layer, arrays, key, train, static)
     with jax.enable_x64(True), np.errstate(all="ignore"):  # NaN and infinity are told apart here, not by warnings
         _refuse_bad_call(subject)
@@ -111,7 +113,14 @@ def _refuse_bad_call(subject: Subject) -> None:
             raise ValueError(f"verify: {subject.name}: {name} must not be empty, got shape {array.shape}")
         if not np.isfinite(array.astype(np.float64)).all():
             raise ValueError(f"verify: {subject.name}: {name} must be finite, got NaN or infinity")
-    jax.eval_shape(subject.plain, [a.astype(np.float64) for a in subject.arrays])
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(f"verify: {subject.name}: {name} must be real, got {array.dtype}")
+    try:
+        output = jax.eval_shape(subject.plain, [a.astype(np.float64) for a in subject.arrays])
+    except StructureError:  # no pair of output and residuals: the rule's fault, found below
+        return
+    if not hasattr(output, "shape"):
+        raise TypeError(f"verify: {subject.name} must have one array as output, got {type(output).__name__}")
 
 
 class _Verification:
@@ -134,8 +143,12 @@ class _Verification:
                 self._guarded("without jit", lambda: self._again(usual))
                 self._guarded("vmap", lambda: self._outcomes(under_vmap(self.subject, self.trials[:2])))
                 self._guarded("other batch", lambda: self._outcomes(other_batch(self.subject, usual)))
+            else:
+                self.notes.append("without jit, vmap and other batches left out by option")
             if self.options.second_order:
                 self._guarded("second order", lambda: self._second_order(usual))
+            else:
+                self.notes.append("second order left out by option")
             low = runner(self.subject, jax.jit)  # the precision of programs as they are run
             for dtype in self.options.dtypes:
                 self._guarded(dtype, lambda dtype=dtype: self._precision(low, dtype))
@@ -271,6 +284,11 @@ class _Verification:
 
     def _precision(self, run: Runner, dtype: str) -> None:
         values = [jnp.asarray(a, dtype) for a in self.subject.arrays]
+        try:
+            jax.eval_shape(self.subject.plain, values)
+        except Exception as error:
+            self.notes.append(f"{dtype} left out: the forward pass refuses it: {_first_line(error)}")
+            return
         if not all(bool(jnp.isfinite(v).all()) for v in values):
             self.notes.append(f"{dtype} left out: the given values do not fit into it")
             return
