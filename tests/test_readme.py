@@ -14,7 +14,7 @@ def blocks(language):
 
 
 def _without_numbers(text):
-    return re.sub(r"\d\.\de[-+]\d\d", "0.0e+00", text)
+    return re.sub(r"\d(\.\d)?e[-+]\d\d", "0.0e+00", text)
 
 
 def test_first_two_blocks_are_the_two_commands():
@@ -30,9 +30,11 @@ def test_python_snippets_run_in_order(capsys):
         exec(compile(block, "README.md", "exec"), names)
     said = capsys.readouterr().out
     assert said.startswith("True\n")
-    (report,) = blocks("text")
-    # The numbers differ between machines in their last digits; the rest does not.
-    assert _without_numbers(report) in _without_numbers(said)
+    reports = blocks("text")
+    assert len(reports) == 2
+    for report in reports:
+        # The numbers differ between machines in their last digits; the rest does not.
+        assert _without_numbers(report) in _without_numbers(said)
     assert "dconv2d/bias is zero everywhere, the right gradient is not" in said
 
 
