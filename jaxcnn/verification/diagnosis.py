@@ -66,8 +66,8 @@ def diagnose(evidence: Evidence) -> list[Cause]:
     if _misfit(hand, right) < 1e-12:  # right for ordinary cotangents at the given values
         return _only_elsewhere(evidence)
     hypotheses: list[Callable[[Evidence], Iterator[Cause]]] = [
-        _zero, _not_linear, _scaled, _at_special_points, _swapped, _transposed, _flipped, _shifted, _partial_cotangent,
-        _turned_argument, _where, _rounded,
+        _zero, _rounded, _not_linear, _scaled, _at_special_points, _swapped, _transposed, _flipped, _shifted,
+        _reordered, _partial_cotangent, _turned_argument, _where, _nearly,
     ]  # fmt: skip
     found: dict[str, Cause] = {}
     for hypothesis in hypotheses:
@@ -173,11 +173,17 @@ def _transposed(e: Evidence) -> Iterator[Cause]:
                 "transposed", f"{e.name} equals the right gradient with its axes {moved} exchanged, to {error:.0e}"
             )
             return
-    if right[0].ndim > 1 and hand[0].shape == right[0].shape:
-        columns_first = [r.ravel("F").reshape(r.shape) for r in right]
-        rows_first = [r.ravel().reshape(r.shape, order="F") for r in right]
-        if any(e.predicted_by(g) is not None for g in (columns_first, rows_first)):
-            yield Cause("transposed", f"{e.name} has the right values, laid out column by column instead of row by row")
+    if hand[0].shape != right[0].shape or right[0].ndim > 5:
+        return
+    for axes in itertools.permutations(range(right[0].ndim)):
+        back = np.argsort(axes)
+        layouts = (
+            [r.transpose(axes).reshape(r.shape) for r in right],
+            [r.reshape([r.shape[a] for a in axes]).transpose(back) for r in right],
+        )
+        if axes != tuple(range(right[0].ndim)) and any(e.predicted_by(layout) is not None for layout in layouts):
+            yield Cause("transposed", f"{e.name} has the right values, its axes laid out in the order {axes} in memory")
+            return
 
 
 def _flipped(e: Evidence) -> Iterator[Cause]:
@@ -268,7 +274,7 @@ def _turned_argument(e: Evidence) -> Iterator[Cause]:
             def turned(values, j=j, turn=turn):
                 return [turn(v) if i == j else v for i, v in enumerate(values)]
 
-            if np.array_equal(turn(array), array):
+            if np.array_equal(turn(array), array) or (word == "negated" and j == e.index):
                 continue
             if (error := e.predicted_by(e.changed(values=turned))) is not None:
                 why = ": the filter was not rotated" if word == "rotated" else ""
@@ -281,9 +287,11 @@ def _turns(array: np.ndarray) -> Iterator[tuple[str, str, Callable]]:
     if spatial:
         yield "rotated", "rotated by 180 degrees", lambda a: np.flip(a, spatial)
     for axis in range(array.ndim):
-        mixed = array.ndim > 2 and axis not in spatial
-        said = f"with axis {axis} reversed"
-        yield ("partial" if mixed else "flipped"), said, lambda a, axis=axis: np.flip(a, axis)
+        word = "partial" if array.ndim > 2 and axis not in spatial else "flipped"
+        yield word, f"with axis {axis} reversed", lambda a, axis=axis: np.flip(a, axis)
+        for by in (1, -1):
+            said = f"with axis {axis} moved round by {by}"
+            yield "partial", said, lambda a, axis=axis, by=by: np.roll(a, by, axis)
     for axes in itertools.permutations(range(array.ndim)):
         if axes != tuple(range(array.ndim)) and array.transpose(axes).shape == array.shape and array.ndim <= 4:
             moved = ", ".join(str(i) for i, axis in enumerate(axes) if i != axis)
@@ -322,16 +330,34 @@ def _where(e: Evidence) -> Iterator[Cause]:
 
 
 def _rounded(e: Evidence) -> Iterator[Cause]:
-    """Right to the digits of a lower precision."""
+    """Every element is a number of a lower precision, and about right."""
     hand, right = e.hand(), e.right()
-    misfit = _misfit(hand, right)
+    if _misfit(hand, right) > 0.02:
+        return
     for dtype in DTYPES:
         if all(_representable(h, dtype) for h in hand) and not all(_representable(r, dtype) for r in right):
             yield Cause("precision", f"all elements of {e.name} are {dtype} numbers: it was computed in that precision")
             return
-    wrong = _wrong_elements(hand, right)
-    if misfit < 1e-2 and wrong.mean() > 0.5:
+
+
+def _nearly(e: Evidence) -> Iterator[Cause]:
+    misfit = _misfit(e.hand(), e.right())
+    if misfit < 1e-2 and _wrong_elements(e.hand(), e.right()).mean() > 0.5:
         yield Cause("precision", f"{e.name} is right to {misfit:.0e} of its largest element, as after rounding")
+
+
+def _reordered(e: Evidence) -> Iterator[Cause]:
+    """Each slice along an axis is the right one of another place."""
+    hand, right = np.stack(e.hand()), np.stack(e.right())
+    for axis in range(right.ndim - 1):
+        n = right.shape[axis + 1]
+        if n < 2 or n > 64:
+            continue
+        rows, wanted = (np.moveaxis(a, axis + 1, 0).reshape(n, -1) for a in (hand, right))
+        order = [int(np.abs(wanted - row).max(1).argmin()) for row in rows]
+        if order != list(range(n)) and np.abs(wanted[order] - rows).max() < MATCH * _largest(right):
+            yield Cause("partial", f"{e.name} has along its axis {axis} the right slices {order}, in that order")
+            return
 
 
 def _only_elsewhere(e: Evidence) -> list[Cause]:
@@ -340,7 +366,7 @@ def _only_elsewhere(e: Evidence) -> list[Cause]:
     if failing == {"ties"}:
         causes = list(_at_special_points(e._replace(trials=[t for t in e.trials if t.kind == "ties"])))
         return causes or [_unknown(e)]
-    sizes = failing & {"zero", "large", "spread"}
+    sizes = failing & {"zero", "small", "large", "spread"}
     if sizes:
         return [
             Cause(

@@ -15,6 +15,7 @@ from jaxcnn.verification.subject import StructureError, Subject
 EPSILON = 2.0**-52
 # float64 carries 2e-16; sums over a layer's thousands of terms, in another order, stay a thousandfold below this.
 FLOAT64_TOLERANCE = 1e-12
+SMALL = 1e-6
 LARGE = -1e6  # a cotangent times this: a rule that is not linear in dy, or that looks at its sign, shows here
 ONE_HOT = 24  # cotangents that look at one element of the output each: they see what a sum over all would drown
 
@@ -24,7 +25,7 @@ Runner = Callable[[str, Sequence[Any], Any], "Trial"]  # (kind, values, dy)
 class Trial(NamedTuple):
     """One comparison. All in NumPy; a cotangent by hand is None where the backward pass gave None."""
 
-    kind: str  # "random", "spread", "zero", "large", "one element", "ties"
+    kind: str  # "random", "spread", "zero", "small", "large", "one element", "ties"
     values: tuple[np.ndarray, ...]
     dy: np.ndarray
     hand: tuple[np.ndarray | None, ...]
@@ -66,7 +67,7 @@ def float64_trials(subject: Subject, run: Runner, seed: int, cotangents: int) ->
     random = [generator.standard_normal(shape) for _ in range(cotangents)]
     trials = [run("random", values, dy) for dy in random]
     trials.append(run("spread", values, _spread(generator, shape)))
-    trials += [run("zero", values, 0 * random[0]), run("large", values, LARGE * random[0])]
+    trials += [run(kind, values, by * random[0]) for kind, by in (("zero", 0), ("small", SMALL), ("large", LARGE))]
     size = math.prod(shape)
     for place in generator.permutation(size)[:ONE_HOT] if size > 1 else ():
         dy = np.zeros(size)

@@ -142,7 +142,7 @@ class _Verification:
             if self.options.transforms:
                 self._guarded("without jit", lambda: self._again(usual))
                 self._guarded("vmap", lambda: self._outcomes(under_vmap(self.subject, self.trials[:2])))
-                self._guarded("other batch", lambda: self._outcomes(other_batch(self.subject, usual)))
+                self._guarded("other batch", lambda: self._outcomes(other_batch(self.subject, self.options.seed)))
             else:
                 self.notes.append("without jit, vmap and other batches left out by option")
             if self.options.second_order:
