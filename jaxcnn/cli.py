@@ -90,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _verify(command) if isinstance(command, Verify) else _train(command)
     except SystemExit as end:  # --help, and what _parse refuses
         return int(end.code or 0)
+    except BrokenPipeError:  # the reader has seen enough
+        os._exit(141)
     except (ValueError, OSError) as error:  # of the arguments or the data; anything else is a fault of ours
         return _complain(" ".join(str(error).split()))
     except KeyboardInterrupt:

@@ -471,3 +471,36 @@ def test_a_gradient_of_another_shape_is_refused():
     step = jaxcnn.train_step(network, LOSS, OPTIMIZER)
     with pytest.raises(TypeError, match=r"sequential: backward must return gradients like the parameters"):
         step(state, *(a[:BATCH] for a in data()))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: jaxcnn.train_step(NETWORK, optax.softmax_cross_entropy, OPTIMIZER), TypeError,
+         r"train_step: loss must be a jaxcnn.Rule of \(logits, labels\), got function"),
+        (lambda: jaxcnn.train_step(NETWORK, LOSS, optax.adam), TypeError,
+         r"train_step: optimizer must be an optax optimizer, made by a call as optax.adam\(1e-3\)"),
+        (lambda: jaxcnn.train_step(NETWORK, LOSS, OPTIMIZER)(new_state().params, *data()), TypeError,
+         r"train_step: takes a TrainState first, got dict"),
+    ],
+)  # fmt: skip
+def test_what_beginners_give_in_place(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_state_is_used_once(devices):
+    step, state = jaxcnn.train_step(NETWORK, LOSS, OPTIMIZER, mesh=mesh_of(devices)), new_state()
+    batch = [a[:BATCH] for a in data()]
+    state, _ = step(state, *batch)
+    step(state, *batch)
+    with pytest.raises(ValueError, match=r"train_step: an earlier step has used up this state; go on with the one it"):
+        step(state, *batch)
+
+
+def test_lists_are_taken_as_arrays():
+    images, labels = (a[:BATCH] for a in data())
+    step = jaxcnn.train_step(NETWORK, LOSS, OPTIMIZER)
+    a, b = (step(new_state(), images, given)[1] for given in (labels, labels.tolist()))
+    close(a, b)

@@ -23,7 +23,8 @@ def save(path: str | Path, params: dict[str, Any], state: dict[str, Any] | None 
       path: a folder, which must not exist yet.
 
     Raises:
-      FileExistsError: the folder exists.
+      FileExistsError: the folder exists. TypeError: a TrainState in place of its params.
+      ModuleNotFoundError: orbax-checkpoint is not installed; the extra "train" brings it.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "network"
@@ -31,6 +32,8 @@ def save(path: str | Path, params: dict[str, Any], state: dict[str, Any] | None 
     >>> load(path)[0]["dense"]["weights"].shape
     (2, 3)
     """
+    if isinstance(params, TrainState):
+        raise TypeError("save: got a TrainState, required its parts: save(path, state.params, state.state)")
     path = Path(path).absolute()
     if path.exists():
         raise FileExistsError(f"save: {path} exists; give a new path")
@@ -38,19 +41,28 @@ def save(path: str | Path, params: dict[str, Any], state: dict[str, Any] | None 
 
 
 def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The (params, state) that `save` wrote.
+    """The (params, state) that `save` wrote, or those of a run folder's newest checkpoint.
+
+    `network.forward(params, state, images)[0]` are then the network's outputs; a run's images were standardised with
+    the pixel_mean and pixel_deviation in its config.json.
 
     Raises:
-      FileNotFoundError: no such folder. DataError: it holds no network that `save` wrote.
+      FileNotFoundError: no such folder. DataError: it holds no network of `save` and no run.
     """
     path = Path(path).absolute()
     if not path.is_dir():
         raise FileNotFoundError(f"load: {path}: no such folder")
     try:
-        tree = _orbax().load(path)
+        if (path / "checkpoints").is_dir():
+            with _orbax().training.Checkpointer(path / "checkpoints") as checkpoints:
+                tree = checkpoints.load(checkpoints.latest.step)["state"]
+        else:
+            tree = _orbax().load(path)
         return tree["params"], tree["state"]
-    except Exception as error:
-        raise DataError(f"load: {path} is no complete network of jaxcnn.save: {str(error).splitlines()[0]}") from None
+    except ModuleNotFoundError:
+        raise
+    except Exception:
+        raise DataError(f"load: {path} is neither a complete network of jaxcnn.save nor a run folder") from None
 
 
 def params_sha256(params: Any) -> str:
@@ -176,6 +188,9 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _orbax() -> Any:
-    from orbax.checkpoint import v1
-
+    try:
+        from orbax.checkpoint import v1
+    except ModuleNotFoundError as error:
+        hint = 'saving and loading need orbax-checkpoint; install it with: pip install "jaxcnn[train]"'
+        raise ModuleNotFoundError(hint, name=error.name) from None
     return v1

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.core import Tracer
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -161,12 +162,20 @@ class Step:
         self.lower, self.trace, self.eval_shape = self.jitted.lower, self.jitted.trace, self.jitted.eval_shape
 
     def __call__(self, state: TrainState, *data: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        self._require_fresh(state)
+        data = tuple(map(jnp.asarray, data))
         self._require_whole_shares(data)
         if self._is_default:
             return self.jitted(state, *data)
         data = tuple(place(d, self.mesh, spec) for d, spec in zip(data, self.specs, strict=True))
         result = self.jitted(place(state, self.mesh, P()), *data)
         return jax.block_until_ready(result) if must_not_overlap(self.mesh) else result
+
+    def _require_fresh(self, state: Any) -> None:
+        if not isinstance(state, TrainState):
+            raise TypeError(f"{self.name}: takes a TrainState first, got {type(state).__name__}")
+        if isinstance(state.step, jax.Array) and not isinstance(state.step, Tracer) and state.step.is_deleted():
+            raise ValueError(f"{self.name}: an earlier step has used up this state; go on with the one it returned")
 
     def _require_whole_shares(self, data: tuple[Any, ...]) -> None:
         if len(data) != len(self.specs):
@@ -184,6 +193,10 @@ def _one_step(name, network, loss, optimizer, backward, microbatch, mesh):
     """(state, images, labels) -> (state, metrics), on each device with its share of the batch."""
     if backward not in BACKWARD:
         raise ValueError(f"{name}: backward must be one of {', '.join(BACKWARD)}, got {backward!r}")
+    if not isinstance(loss, Rule):
+        raise TypeError(f"{name}: loss must be a jaxcnn.Rule of (logits, labels), got {type(loss).__name__}")
+    if not hasattr(optimizer, "update"):
+        raise TypeError(f"{name}: optimizer must be an optax optimizer, made by a call as optax.adam(1e-3)")
     require_one_axis(name, mesh)
     if microbatch is not None and not is_whole(microbatch):
         raise TypeError(f"{name}: microbatch must be a whole number or None, got {microbatch!r}")

@@ -93,9 +93,11 @@ class Report(NamedTuple):
                 place = f"[{', '.join(map(str, w.index))}]" if w.index else ""
                 lines.append(f"    worst: d{finding.argument}{place} is {w.got:.6g}, right is {w.right:.6g}")
             lines += [f"    {row}" for row in finding.picture().splitlines()]
-        lines += _table(self.rows)
+        lines += _table(self.rows) if self.rows else []
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+    __repr__ = __str__
 
     def plot(self, path: str | Path) -> None:
         """Writes a PNG: for each finding that has a place, where the error sits.

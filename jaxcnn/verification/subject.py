@@ -68,15 +68,13 @@ def _of_rule(rule: Rule, args: tuple, static: dict) -> Subject:
     def forward(values):
         result = rule.forward(*fill(values), **static)
         if not isinstance(result, tuple) or len(result) != 2:
-            raise StructureError(f"forward must return (output, residuals), got {type(result).__name__}")
+            raise StructureError(f"forward must return (output, residuals), got {_kind(result)}")
         return result
 
     def backward(residuals, dy):
         cotangents = rule.backward(residuals, dy, **static)
         if not isinstance(cotangents, tuple) or len(cotangents) != len(given):
-            kind = "an array" if isinstance(cotangents, jax.Array) else type(cotangents).__name__
-            got = f"a tuple of {len(cotangents)}" if isinstance(cotangents, tuple) else kind
-            raise StructureError(f"backward must return a tuple of {len(given)} cotangents, got {got}")
+            raise StructureError(f"backward must return a tuple of {len(given)} cotangents, got {_kind(cotangents)}")
         return [cotangents[i] for i in floats]
 
     def take(samples):
@@ -143,6 +141,12 @@ def _of_layer(layer: Layer, x, key, train: bool) -> Subject:
         plain,
         lambda samples: _of_layer(layer, x[samples], key, train),
     )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, jax.Array):
+        return "an array"
+    return f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__
 
 
 def _disturbed(params):

@@ -160,9 +160,9 @@ class _Verification:
         try:
             step()
         except Exception as error:
-            said = str(error) if isinstance(error, StructureError) else f"{type(error).__name__}: {_first_line(error)}"
             where = "" if check == "float64" else f" ({check})"
-            message = f"the backward pass failed{where}: {said}"
+            message = f"the backward pass failed{where}: {type(error).__name__}: {_first_line(error)}"
+            message = str(error) if isinstance(error, StructureError) else message
             if not any(f.cause == "structure" and not f.argument for f in self.findings):
                 cause = "second-order" if check == "second order" else "structure"
                 self.findings.append(Finding("", check, cause, math.inf, 0.0, message))
