@@ -169,6 +169,7 @@ class Rule(Generic[P]):
 
         def backward(static, saved, dy):
             residuals, arrays = saved
+            dy = jax.tree.map(jnp.asarray, dy)  # `jax.vjp` hands on a NumPy cotangent as it is
             return self._checked(self.backward(residuals, dy, **dict(static)), arrays.value)
 
         function.defvjp(forward, backward)

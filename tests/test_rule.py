@@ -351,3 +351,12 @@ def test_errors(error):
     with pytest.raises(TypeError) as caught:
         call()
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_numpy_cotangents(case, x64, rng):
+    rule, shapes, static = CASES[case]
+    arrays = draw(rng, *shapes)
+    y, pullback = jax.vjp(functools.partial(rule, **static), *arrays)
+    dy = rng.normal(size=y.shape)
+    assert_close(pullback(dy), pullback(jnp.asarray(dy)), FLOAT64)

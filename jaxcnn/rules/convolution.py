@@ -97,7 +97,7 @@ def conv2d_backward(residuals: Conv2DResiduals, dy: Array, *, stride, padding, d
     dys = dy.reshape(images.shape[0], *g.output, weights.shape[0])
     dx = _image_gradient(dys, weights, g, groups)
     dw = _filter_gradient(images, dys, g, groups)
-    db = dy.sum(range(dy.ndim - 1)) if filters.ndim == 4 else dy.sum()
+    db = dy.sum(tuple(range(dy.ndim - 1))) if filters.ndim == 4 else dy.sum()
     return dx.reshape(image.shape), dw.reshape(filters.shape), db
 
 
