@@ -359,4 +359,5 @@ def test_numpy_cotangents(case, x64, rng):
     arrays = draw(rng, *shapes)
     y, pullback = jax.vjp(functools.partial(rule, **static), *arrays)
     dy = rng.normal(size=y.shape)
-    assert_close(pullback(dy), pullback(jnp.asarray(dy)), FLOAT64)
+    got, wanted = ([g for g in pullback(d) if g.dtype != jax.dtypes.float0] for d in (dy, jnp.asarray(dy)))
+    assert_close(got, wanted, FLOAT64)
