@@ -44,7 +44,8 @@ class Rule(Generic[P]):
     `None` stands for the cotangent of an integer, boolean or key array, and only of those.
 
     Calling a rule gives forward's output; `jax.grad` of the call runs `backward`, under jit, vmap, grad of grad,
-    `jax.checkpoint`, `lax.scan` and `shard_map` alike. Rules are frozen and compare by (forward, backward).
+    `jax.checkpoint`, `lax.scan` and `shard_map` alike. Forward mode (`jax.jvp`, `jax.hessian`) is not there: jax's
+    `custom_vjp` has none. Rules are frozen and compare by (forward, backward).
 
     Args:
       forward, backward: the two passes, pure functions.

@@ -265,8 +265,8 @@ def test_a_report_plots_where_the_error_sits(tmp_path):
 
 @pytest.mark.parametrize("case", short_cases(), ids=lambda c: f"{c.subject.name}, {c.what}")
 def test_every_short_case_holds(case):
-    """Without bfloat16, to save time here: `jaxcnn verify` runs it."""
-    report = case.verify(jaxcnn.Options(dtypes=("float32",)))
+    """The values and the differences; `jaxcnn verify` makes all checks, and takes a minute."""
+    report = case.verify(jaxcnn.Options(dtypes=(), transforms=False, second_order=False))
     assert report.ok, str(report)
     assert report.largest("float64") <= 1e-12
 
