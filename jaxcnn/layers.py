@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -388,7 +387,7 @@ def _unique(names: Sequence[str]) -> tuple[str, ...]:
 def _require_layers(function: str, layers) -> None:
     for layer in layers:
         if not isinstance(layer, Layer):
-            hint = "; layers are made by calls: ReLU()" if inspect.isfunction(layer) else ""
+            hint = "; layers are made by calls: ReLU()" if callable(layer) else ""
             hint = f"; give them one by one: {function}(*layers)" if isinstance(layer, list | tuple) else hint
             raise TypeError(f"{function}: takes Layers, got {getattr(layer, '__name__', type(layer).__name__)}{hint}")
 

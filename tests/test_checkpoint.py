@@ -62,16 +62,38 @@ def test_an_existing_path_is_left_as_it_is(tmp_path):
     assert_same_bits(jaxcnn.load(tmp_path / "network")[0], NESTED)
 
 
+def test_load_of_a_run_folder_gives_its_newest_network(tmp_path):
+    state = jaxcnn.init_train_state(jaxcnn.models.source(), optax.sgd(0.1), 0, (8, 8, 1))
+    with RunFolder(tmp_path / "run") as folder:
+        folder.create({}, state)
+        later = jax.tree.map(lambda p: p + 1, state.params)
+        folder.keep(state._replace(params=later, step=jnp.int32(7)), {})
+    params, kept = jaxcnn.load(tmp_path / "run")
+    assert kept == {}
+    assert jax.tree.structure(params) == jax.tree.structure(later)
+    assert all(
+        (np.asarray(a) == np.asarray(b)).all() for a, b in zip(*map(jax.tree.leaves, (params, later)), strict=True)
+    )
+
+
+def test_save_refuses_a_whole_train_state(tmp_path):
+    state = jaxcnn.init_train_state(jaxcnn.models.source(), optax.sgd(0.1), 0, (8, 8, 1))
+    with pytest.raises(
+        TypeError, match=r"save: got a TrainState, required its parts: save\(path, state.params, state.s"
+    ):
+        jaxcnn.save(tmp_path / "network", state)
+
+
 def test_load_of_what_is_no_network(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         jaxcnn.load(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"is no complete network of jaxcnn.save: \S"):
+    with pytest.raises(DataError, match=r"is neither a complete network of jaxcnn\.save nor a run folder"):
         jaxcnn.load(tmp_path)
     jaxcnn.save(tmp_path / "network", NESTED)
     for file in (tmp_path / "network").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:10])
-    with pytest.raises(DataError, match=r"network is no complete network of jaxcnn.save: \S") as error:
+    with pytest.raises(DataError, match=r"network is neither a complete network of jaxcnn\.save") as error:
         jaxcnn.load(tmp_path / "network")
     assert "\n" not in str(error.value)
 

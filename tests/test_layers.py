@@ -276,6 +276,8 @@ ERRORS = [
     (lambda: sequential(jaxcnn.relu), TypeError,
      "sequential: takes Layers, got relu; layers are made by calls: ReLU()"),
     (lambda: sequential(3), TypeError, "sequential: takes Layers, got int"),
+    (lambda: sequential([ReLU()]), TypeError,
+     "sequential: takes Layers, got list; give them one by one: sequential(*layers)"),
     (lambda: residual([ReLU()]), TypeError, "residual: takes Layers, got list"),
     (lambda: residual(ReLU(), "x"), TypeError, "residual: takes Layers, got str"),
     (lambda: differentiable(3), TypeError, "differentiable: takes Layers, got int"),

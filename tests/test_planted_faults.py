@@ -13,6 +13,7 @@ FAMILIES = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS, ids=NAMES)
 def test_each_fault_is_wrong_and_its_right_twin_is_right(fault):
     assert really_wrong(fault)

@@ -13,7 +13,7 @@ from jaxcnn import conv2d, max_pool, rotate180
 pytestmark = pytest.mark.usefixtures("x64")
 
 # Every configuration is compiled (about half a second), and then tried on each kind of values.
-CONVOLUTIONS, POOLINGS = 55, 75
+CONVOLUTIONS, POOLINGS = 45, 60
 VALUES = {
     "distinct": lambda rng, shape: rng.normal(size=shape),
     "ties and zeros": lambda rng, shape: rng.integers(-1, 2, shape).astype(float),
