@@ -4,7 +4,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from planted_faults import CAUSES, FAULTS, family, really_wrong
+from planted_faults import CAUSES, FAULTS, cause_given, family, really_wrong
+
+import jaxcnn
 
 NAMES = [f"{family(f)}: {f.name}" for f in FAULTS]
 FAMILIES = (
@@ -21,6 +23,38 @@ def test_each_fault_is_wrong_and_its_right_twin_is_right(fault):
     # What another proof than autodiff is needed for, autodiff does not show.
     if fault.why not in ("autodiff", "second call"):
         assert not really_wrong(fault._replace(why="autodiff"))
+
+
+def one_of_each():
+    """The first fault of each family and of each cause that has one right name."""
+    chosen = {}
+    for number, fault in enumerate(FAULTS):
+        if not family(fault).startswith("own: "):
+            chosen.setdefault(("family", family(fault)), number)
+        if len(fault.causes) == 1:
+            chosen.setdefault(("cause", *fault.causes), number)
+    return sorted(set(chosen.values()))
+
+
+SAMPLE = one_of_each()
+
+
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(n, marks=() if n in SAMPLE else pytest.mark.long, id=NAMES[n]) for n in range(len(FAULTS))],
+)
+def test_verify_finds_and_names_it(number):
+    """The whole table: `python tests/planted_faults.py`."""
+    assert cause_given(FAULTS[number]) in FAULTS[number].causes
+
+
+@pytest.mark.long
+def test_verify_finds_nothing_wrong_with_the_right_twins():
+    for fault in {(id(f.right), str(f.static)): f for f in FAULTS}.values():
+        # What a gradient reversal passes back is not its forward pass's derivative, and its reference says so.
+        options = jaxcnn.Options(finite_differences=fault.right.name != "gradient_reversal")
+        report = jaxcnn.verify(fault.right, *fault.arrays, options=options, **fault.static)
+        assert report.ok, f"{fault.name}: {report}"
 
 
 def test_the_catalogue_is_complete():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import FLOAT64, assert_close, plain_conv2d, plain_max_pool, random_like
+from random_configurations import VALUES, random_convolution, random_pooling
 
 from jaxcnn import conv2d, max_pool, rotate180
 
@@ -14,49 +15,6 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 # Every configuration is compiled (about half a second), and then tried on each kind of values.
 CONVOLUTIONS, POOLINGS = 45, 60
-VALUES = {
-    "distinct": lambda rng, shape: rng.normal(size=shape),
-    "ties and zeros": lambda rng, shape: rng.integers(-1, 2, shape).astype(float),
-    "mostly zeros": lambda rng, shape: rng.normal(size=shape) * (rng.random(shape) < 0.2),
-    "large and small": lambda rng, shape: rng.normal(size=shape) * 10.0 ** rng.integers(-6, 7, shape),
-    "one value": lambda rng, shape: np.full(shape, rng.normal()),
-}
-
-
-def random_window(rng, widest, padding):
-    """Height, width, window, stride, dilation and padding that fit together."""
-    while True:
-        size, window, stride = (tuple(rng.integers(1, most + 1, 2).tolist()) for most in (8, widest, 3))
-        dilation = (1, 1) if padding == "pool" else tuple(rng.integers(1, 3, 2).tolist())
-        most = [w - 1 if padding == "pool" else 5 for w in window]
-        pads = tuple(tuple(rng.integers(0, m + 1, 2).tolist()) for m in most)
-        kind = ("SAME", "VALID", pads)[rng.integers(3)]
-        pads = ((0, 0), (0, 0)) if kind == "VALID" else pads
-        reach = [(w - 1) * d + 1 for w, d in zip(window, dilation, strict=True)]
-        if kind == "SAME" or all(r <= s + sum(p) for r, s, p in zip(reach, size, pads, strict=True)):
-            return size, window, {"stride": stride, "dilation": dilation, "padding": kind}
-
-
-def random_convolution(rng):
-    size, window, static = random_window(rng, 4, "convolution")
-    groups, per_group, filters = rng.integers(1, 4, 3).tolist()
-    rank = rng.integers(6)
-    if rank == 0:
-        shapes = size, window, ()
-    elif rank == 1:
-        shapes = (*size, per_group), (*window, per_group), ()
-    else:
-        N = () if rank == 2 else (2,)
-        shapes = (*N, *size, groups * per_group), (groups * filters, *window, per_group), (groups * filters,)
-        static |= {"groups": groups}
-    return shapes if rng.integers(2) else shapes[:2], tuple(static.items())
-
-
-def random_pooling(rng):
-    size, window, static = random_window(rng, 4, "pool")
-    del static["dilation"]
-    static |= {"window": window, "ties": ("first", "split", "all")[rng.integers(3)]}
-    return ((size, (*size, 2), (2, *size, 2))[rng.integers(3)],), tuple(static.items())
 
 
 def distinct(draw_one, count, seed):

@@ -1,9 +1,9 @@
 """What is wrong with a gradient: the hypotheses that explain it, the best supported first.
 
-Each hypothesis is a way in which backward passes go wrong, and predicts the wrong gradient from right ones: the right
-gradient turned, or that for a turned filter, or for a cotangent without its first sample. It is supported if the
-prediction holds for every cotangent. Most predictions run the plain forward's autodiff at changed values; nothing is
-compiled for that.
+Each hypothesis is a way in which backward passes go wrong. Some are seen by comparing the wrong array with the right
+one (`comparisons`); the others, here, predict the wrong gradient as the right one at changed values or for a changed
+cotangent: a filter that is turned, a dy without its first sample. They run autodiff of the plain forward pass; nothing
+is compiled for that.
 """
 
 from __future__ import annotations
@@ -15,16 +15,28 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxcnn.verification.comparisons import (
+    Cause,
+    Pairs,
+    flipped,
+    largest,
+    misfit,
+    nearly,
+    reordered,
+    rounded,
+    scaled,
+    shifted,
+    spatial_axes,
+    swapped,
+    transposed,
+    unknown,
+    where,
+    zero,
+)
 from jaxcnn.verification.subject import Subject
 from jaxcnn.verification.trials import LARGE, Runner, Trial
 
-MATCH = 1e-7  # relative to the largest element: a hypothesis that is right fits far better, a wrong one far worse
-DTYPES = ("float16", "bfloat16", "float32")
-
-
-class Cause(NamedTuple):
-    word: str
-    message: str
+SAMPLES = 12  # of so many it is looked up which sample of an argument each sample of dy was paired with
 
 
 class Evidence(NamedTuple):
@@ -40,94 +52,64 @@ class Evidence(NamedTuple):
     def of(self, kind: str) -> list[Trial]:
         return [t for t in self.trials if t.kind == kind]
 
-    def hand(self, kind: str = "random") -> list[np.ndarray]:
-        return [np.asarray(t.hand[self.index]) for t in self.of(kind)]
+    def pairs(self, kind: str = "random") -> Pairs:
+        trials, names = self.of(kind), self.subject.arguments
+        return Pairs(
+            self.name,
+            [np.asarray(t.hand[self.index]) for t in trials],
+            [t.right[self.index] for t in trials],
+            {name: [t.right[j] for t in trials] for j, name in enumerate(names) if j != self.index},
+            sizes(self.subject, trials[0].dy if trials else np.zeros(())),
+        )
 
-    def right(self, kind: str = "random") -> list[np.ndarray]:
-        return [t.right[self.index] for t in self.of(kind)]
-
-    def changed(self, values=lambda v: v, dy=lambda d: d) -> list[np.ndarray]:
+    def at(self, values=lambda v: v, dy=lambda d: d) -> list[np.ndarray]:
         """The right gradients at other values or for other cotangents."""
         return [self.run("changed", values(list(t.values)), dy(t.dy)).right[self.index] for t in self.of("random")]
 
-    def predicted_by(self, gradients: Sequence[np.ndarray]) -> float | None:
-        """How well these explain the wrong gradients; None if they do not, or just as well explain the right ones."""
-        error = _misfit(self.hand(), gradients)
-        return error if error < MATCH and _misfit(self.right(), gradients) > MATCH else None
+
+def sizes(subject: Subject, dy: np.ndarray) -> dict[int, str]:
+    """What each number in the shapes is the size of: of an axis, or of several together."""
+    found: dict[int, str] = {}
+    for name, array in (("dy", dy), *zip(subject.arguments, subject.arrays, strict=True)):
+        for count in range(1, array.ndim + 1):
+            for axes in itertools.combinations(range(array.ndim), count):
+                of = f"the size of {name} along {axes}" if count < array.ndim else f"the number of elements of {name}"
+                found.setdefault(math.prod(array.shape[a] for a in axes), of)
+    return found
 
 
 def diagnose(evidence: Evidence) -> list[Cause]:
-    """All supported causes, the best first; [unknown] where there is none."""
-    hand, right = evidence.hand(), evidence.right()
-    if not all(np.isfinite(h).all() for h in hand):
-        return [Cause("nan", f"{evidence.name} has {_count_bad(hand[0])} values that are NaN or infinite")]
-    if hand[0].shape != right[0].shape:
-        return list(_transposed(evidence)) or [Cause("structure", "")]
-    if _misfit(hand, right) < 1e-12:  # right for ordinary cotangents at the given values
-        return _only_elsewhere(evidence)
-    hypotheses: list[Callable[[Evidence], Iterator[Cause]]] = [
-        _zero, _rounded, _not_linear, _scaled, _at_special_points, _swapped, _transposed, _flipped, _shifted,
-        _reordered, _partial_cotangent, _turned_argument, _where, _nearly,
-    ]  # fmt: skip
-    found: dict[str, Cause] = {}
-    for hypothesis in hypotheses:
-        for cause in hypothesis(evidence):
-            found.setdefault(cause.word, cause)
-        if found:  # later ones are weaker
-            break
-    return list(found.values()) or [_unknown(evidence)]
-
-
-def _zero(e: Evidence) -> Iterator[Cause]:
-    if all(not h.any() for h in e.hand()):
-        yield Cause("zero", f"{e.name} is zero everywhere, the right gradient is not")
+    """The supported causes, the best first; [unknown] where there is none."""
+    e, p = evidence, evidence.pairs()
+    if bad := sum(int((~np.isfinite(h)).sum()) for h in p.hand[:1]):
+        return [Cause("nan", f"{e.name} has {bad} of {p.hand[0].size} values that are NaN or infinite")]
+    if p.hand[0].shape != p.right[0].shape:
+        return list(transposed(p)) or [Cause("structure", "")]
+    if misfit(p.hand, p.right) < 1e-12:  # right for ordinary cotangents at the given values
+        return _only_elsewhere(e)
+    for causes in (
+        zero(p), rounded(p), _not_linear(e), scaled(p), _at_special_points(e), swapped(p), transposed(p), flipped(p),
+        shifted(p), reordered(p), _cut_cotangent(e), _mixed_samples(e), _turned_argument(e), where(p), nearly(p),
+    ):  # fmt: skip
+        if found := list(causes):  # later ones are weaker
+            return list({cause.word: cause for cause in reversed(found)}.values())[::-1]
+    return [unknown(p)]
 
 
 def _not_linear(e: Evidence) -> Iterator[Cause]:
-    (at_zero,), (large,), first = e.hand("zero"), e.hand("large"), e.hand()[0]
-    scale = max(_largest(h) for h in e.hand())
-    if not np.isfinite(at_zero).all() or _largest(at_zero) > 1e-9 * scale:
-        yield Cause(
-            "not-linear",
-            f"{e.name} for dy = 0 has elements up to {_largest(at_zero):.3g}: something is added that does not depend "
-            "on dy",
-        )
-    elif np.abs(large - LARGE * first).max() > 1e-7 * max(_largest(large), abs(LARGE) * scale):
+    (at_zero,), (large,), hand = e.pairs("zero").hand, e.pairs("large").hand, e.pairs().hand
+    scale = max(map(largest, hand))
+    if not np.isfinite(at_zero).all() or largest(at_zero) > 1e-9 * scale:
+        added = f"{e.name} for dy = 0 has elements up to {largest(at_zero):.3g}"
+        yield Cause("not-linear", f"{added}: something is added that does not depend on dy")
+    elif np.abs(large - LARGE * hand[0]).max() > 1e-7 * max(largest(large), abs(LARGE) * scale):
         yield Cause("not-linear", f"{e.name} for -10⁶·dy is not -10⁶ times {e.name} for dy: dy enters it non-linearly")
     else:
         one, two, *_ = e.of("random")
         together = np.asarray(e.run("sum", one.values, one.dy + two.dy).hand[e.index])
-        apart = e.hand()[0] + e.hand()[1]
-        if np.abs(together - apart).max() > 1e-7 * _largest(apart):
+        apart = hand[0] + hand[1]
+        if np.abs(together - apart).max() > 1e-7 * largest(apart):
             yield Cause("not-linear", f"{e.name} for dy₁ + dy₂ is not the sum of those for dy₁ and dy₂")
-
-
-def _scaled(e: Evidence) -> Iterator[Cause]:
-    hand, right = (np.concatenate([g.ravel() for g in gradients]) for gradients in (e.hand(), e.right()))
-    factor = float(hand @ right / (right @ right)) if right.any() else 0.0
-    if factor == 0 or np.abs(hand - factor * right).max() > 1e-9 * _largest(hand):
-        return
-    if abs(factor + 1) < 1e-9:
-        yield Cause("negated", f"{e.name} equals the right gradient with its sign changed")
-    else:
-        yield Cause("scaled", f"{e.name} equals the right gradient times {factor:.6g}{_origin(e, factor)}")
-
-
-def _origin(e: Evidence, factor: float) -> str:
-    """A guess at where a factor comes from: a size, or a product of two, of the arrays or of dy."""
-    sizes: dict[int, str] = {}
-    for name, array in (("dy", e.of("random")[0].dy), *zip(e.subject.arguments, e.subject.arrays, strict=True)):
-        for count in range(1, array.ndim + 1):
-            for axes in itertools.combinations(range(array.ndim), count):
-                said = (
-                    f"the number of elements of {name}" if count == array.ndim else f"the size of {name} along {axes}"
-                )
-                sizes.setdefault(math.prod(array.shape[a] for a in axes), said)
-    for n, what in sizes.items():
-        for candidate, said in ((n, f"{n}"), (1 / n if n else 0, f"1/{n}")):
-            if n > 1 and abs(abs(factor) - candidate) < 1e-9 * abs(factor):
-                return f", that is {said}, and {n} is {what}: a mean where a sum belongs, or the reverse"
-    return ""
 
 
 def _at_special_points(e: Evidence) -> Iterator[Cause]:
@@ -135,15 +117,15 @@ def _at_special_points(e: Evidence) -> Iterator[Cause]:
     rng = np.random.default_rng(0)
 
     def apart(values):
-        return [v + 1e-3 * (_largest(v) or 1) * rng.standard_normal(v.shape) for v in values]
+        return [v + 1e-3 * (largest(v) or 1) * rng.standard_normal(v.shape) for v in values]
 
-    def shifted(values):  # ties stay, zeros go
-        return [v + 0.37 * (_largest(v) or 1) * (i == e.index) for i, v in enumerate(values)]
+    def moved(values):  # ties stay, zeros go
+        return [v + 0.37 * (largest(v) or 1) * (i == e.index) for i, v in enumerate(values)]
 
     trial = (e.of("random") or e.of("ties"))[0]
     if not _right_at(e, trial, apart):
         return
-    if _right_at(e, trial, shifted):
+    if _right_at(e, trial, moved):
         yield Cause("kink", f"{e.name} is wrong only where {e.name[1:]} is exactly at a kink of the forward pass")
     else:
         yield Cause("ties", f"{e.name} is wrong only where several values of {e.name[1:]} tie")
@@ -151,122 +133,80 @@ def _at_special_points(e: Evidence) -> Iterator[Cause]:
 
 def _right_at(e: Evidence, trial: Trial, move: Callable) -> bool:
     moved = e.run("moved", move(list(trial.values)), trial.dy)
-    return _misfit([np.asarray(moved.hand[e.index])], [moved.right[e.index]]) < 1e-10
+    return misfit([np.asarray(moved.hand[e.index])], [moved.right[e.index]]) < 1e-10
 
 
-def _swapped(e: Evidence) -> Iterator[Cause]:
-    for j, other in enumerate(e.subject.arguments):
-        gradients = [t.right[j] for t in e.of("random")]
-        if j != e.index and gradients[0].shape == e.right()[0].shape and e.predicted_by(gradients) is not None:
-            yield Cause("swapped", f"{e.name} equals the right gradient of {other}")
-
-
-def _transposed(e: Evidence) -> Iterator[Cause]:
-    right, hand = e.right(), e.hand()
-    for axes in itertools.permutations(range(right[0].ndim)):
-        if axes == tuple(range(right[0].ndim)) or right[0].ndim > 5:
-            continue
-        turned = [r.transpose(axes) for r in right]
-        if turned[0].shape == hand[0].shape and (error := e.predicted_by(turned)) is not None:
-            moved = ", ".join(str(i) for i, axis in enumerate(axes) if i != axis)
-            yield Cause(
-                "transposed", f"{e.name} equals the right gradient with its axes {moved} exchanged, to {error:.0e}"
-            )
-            return
-    if hand[0].shape != right[0].shape or right[0].ndim > 5:
-        return
-    for axes in itertools.permutations(range(right[0].ndim)):
-        back = np.argsort(axes)
-        layouts = (
-            [r.transpose(axes).reshape(r.shape) for r in right],
-            [r.reshape([r.shape[a] for a in axes]).transpose(back) for r in right],
-        )
-        if axes != tuple(range(right[0].ndim)) and any(e.predicted_by(layout) is not None for layout in layouts):
-            yield Cause("transposed", f"{e.name} has the right values, its axes laid out in the order {axes} in memory")
-            return
-
-
-def _flipped(e: Evidence) -> Iterator[Cause]:
-    right = e.right()
-    spatial = spatial_axes(right[0].ndim)
-    choices = [spatial] if spatial else []
-    choices += [(axis,) for axis in range(right[0].ndim)]
-    for axes in choices:
-        if (error := e.predicted_by([np.flip(r, axes) for r in right])) is None:
-            continue
-        if len(axes) == 2:
-            yield Cause("rotated", f"{e.name} equals the right gradient rotated by 180 degrees, to {error:.0e}")
-        elif right[0].ndim > 2 and axes[0] not in spatial:
-            yield Cause("partial", f"{e.name} has the slices of its axis {axes[0]} in reverse order")
-        else:
-            yield Cause(
-                "flipped", f"{e.name} equals the right gradient flipped along its axis {axes[0]}, to {error:.0e}"
-            )
-        return
-
-
-def _shifted(e: Evidence) -> Iterator[Cause]:
-    right, hand = e.right(), e.hand()
-    spatial = spatial_axes(right[0].ndim) or tuple(range(right[0].ndim))
-    reach = {axis: range(-min(3, (right[0].shape[axis] - 1) // 2 or right[0].shape[axis] - 1), 4) for axis in spatial}
-    shifts = [
-        dict(zip(spatial, by, strict=True))
-        for by in itertools.product(*(
-            [s for s in reach[axis] if abs(s) <= abs(reach[axis].start)] for axis in spatial
-        ))
-        if any(by)
-    ]  # fmt: skip
-    for shift in sorted(shifts, key=lambda s: sum(map(abs, s.values()))):
-        seen, source = [slice(None)] * right[0].ndim, [slice(None)] * right[0].ndim
-        for axis, by in shift.items():
-            n = right[0].shape[axis]
-            seen[axis], source[axis] = slice(max(by, 0), n + min(by, 0)), slice(max(-by, 0), n - max(by, 0))
-        overlap = [h[tuple(seen)] for h in hand], [r[tuple(source)] for r in right]
-        if overlap[0][0].size < 2 or not any(o.any() for o in overlap[1]) or _misfit(*overlap) > MATCH:
-            continue
-        if _varies(overlap[1]):
-            said = " and ".join(f"{by:+d} along axis {axis}" for axis, by in shift.items() if by)
-            yield Cause("shifted", f"{e.name} is the right gradient shifted by {said}: an offset or a padding is off")
-            return
-
-
-def _varies(arrays: Sequence[np.ndarray]) -> bool:
-    return any(np.ptp(a) > 1e-3 * _largest(a) for a in arrays)
-
-
-def _partial_cotangent(e: Evidence) -> Iterator[Cause]:
-    """The right gradient for a cotangent of which some part is left out, or whose samples are mixed up."""
+def _cut_cotangent(e: Evidence) -> Iterator[Cause]:
+    """The right gradient for a cotangent of which some part is left out, or is in another order."""
+    fit = e.pairs().fit
     dy = e.of("random")[0].dy
     spatial = spatial_axes(dy.ndim) if dy.ndim > 2 else ()
+    ends = [[(i, n - j) for i in (0, 1) for j in (0, 1) if i < n - j] for n in (dy.shape[a] for a in spatial)]
+    for kept in itertools.product(*ends):
+        inside = [slice(None)] * dy.ndim
+        for axis, (first, end) in zip(spatial, kept, strict=True):
+            inside[axis] = slice(first, end)
+
+        def cut(dy, inside=tuple(inside)):
+            less = np.zeros_like(dy)
+            less[inside] = dy[inside]
+            return less
+
+        if any(s != slice(None) for s in inside) and fit(e.at(dy=cut)) is not None:
+            rows = " and ".join(f"{a}–{b - 1} of axis {axis}" for axis, (a, b) in zip(spatial, kept, strict=True))
+            yield Cause("border", f"{e.name} equals the right gradient for the inner part of dy alone, {rows}")
+            return
     for axis, n in enumerate(dy.shape):
         if n < 2:
             continue
-        what = f"axis {axis} of dy"
-        word = "border" if axis in spatial else "partial"
-        tries: list[tuple[str, str, np.ndarray]] = []
-        for i in dict.fromkeys([0, n - 1, *range(n)]):
-            tries.append((word, f"without index {i} of {what}", np.where(np.arange(n) == i, 0, np.arange(n) + 1)))
-            tries.append(("partial", f"of index {i} of {what} alone", np.where(np.arange(n) == i, np.arange(n) + 1, 0)))
-        for keep in range(1, n):
-            tries.append(
-                ("partial", f"of the first {keep} of {what} alone", np.where(np.arange(n) < keep, np.arange(n) + 1, 0))
-            )
-        tries.append((word, f"without both ends of {what}", np.r_[0, np.arange(2, n), 0][:n]))
-        tries.append(("partial", f"with {what} in reverse order", np.arange(n)[::-1] + 1))
-        tries += [("partial", f"with {what} moved by {k}", np.roll(np.arange(n), k) + 1) for k in (1, -1)]
-        for cause, said, order in tries:  # order: for each place which slice stands there, counted from 1; 0 for none
+        what, numbers = f"axis {axis} of dy", np.arange(1, n + 1)
+        turned = "partial" if axis == 0 or (dy.ndim > 2 and axis not in spatial) else "flipped"
+        for word, said, order in (
+            *(("partial", f"without index {i} of {what}", numbers * (numbers != i + 1)) for i in range(n)),
+            *(("partial", f"for index {i} of {what} alone", numbers * (numbers == i + 1)) for i in range(n)),
+            *(("partial", f"for the first {k} of {what} alone", numbers * (numbers <= k)) for k in range(2, n)),
+            (turned, f"for dy with {what} in reverse order", numbers[::-1]),
+            *(("partial", f"for dy with {what} moved by {k}", np.roll(numbers, k)) for k in (1, -1)),
+        ):  # order: for each place the slice that stands there, counted from 1; 0 for none
 
             def changed(dy, axis=axis, order=order):
                 padded = np.concatenate([np.zeros_like(np.take(dy, [0], axis)), dy], axis)
                 return np.take(padded, order, axis)
 
-            if e.predicted_by(e.changed(dy=changed)) is not None:
-                yield Cause(cause, f"{e.name} equals the right gradient for dy {said}")
+            if fit(e.at(dy=changed)) is not None:
+                yield Cause(word, f"{e.name} equals the right gradient {said}")
                 return
+
+
+def _mixed_samples(e: Evidence) -> Iterator[Cause]:
+    """Each sample of dy meets another sample of some argument than its own."""
+    dy = e.of("random")[0].dy
+    for j, (name, axis) in enumerate(zip(e.subject.arguments, e.subject.batch_axes, strict=True)):
+        n = dy.shape[0] if dy.ndim else 0
+        if axis is None or not 2 <= n <= SAMPLES or e.subject.arrays[j].shape[axis] != n:
+            continue
+        trial = e.of("random")[0]
+        order = []
+        for sample in range(n):
+            alone = np.where(np.arange(n).reshape(-1, *[1] * (dy.ndim - 1)) == sample, dy, 0)
+            wrong = np.asarray(e.run("alone", trial.values, alone).hand[e.index])
+            for other in [sample, *(k for k in range(n) if k != sample)]:
+                values = list(trial.values)
+                values[j] = np.take(values[j], [other if k == sample else k for k in range(n)], axis)
+                right = e.run("alone", values, alone).right[e.index]
+                if right.any() and misfit([wrong], [right]) < 1e-7:
+                    order.append(other)
+                    break
+            else:
+                break
+        if len(order) == n and order != list(range(n)):
+            yield Cause("partial", f"{e.name} pairs the samples of dy with samples {order} of {name}, in that order")
+            return
 
 
 def _turned_argument(e: Evidence) -> Iterator[Cause]:
     """The right gradient for another argument that is turned, exchanged or negated."""
+    fit = e.pairs().fit
     for j, name in enumerate(e.subject.arguments):
         array = e.subject.arrays[j]
         for word, said, turn in _turns(array):
@@ -276,7 +216,7 @@ def _turned_argument(e: Evidence) -> Iterator[Cause]:
 
             if np.array_equal(turn(array), array) or (word == "negated" and j == e.index):
                 continue
-            if (error := e.predicted_by(e.changed(values=turned))) is not None:
+            if (error := fit(e.at(values=turned))) is not None:
                 why = ": the filter was not rotated" if word == "rotated" else ""
                 yield Cause(word, f"{e.name} equals the right gradient for {name} {said}, to {error:.0e}{why}")
                 return
@@ -299,126 +239,13 @@ def _turns(array: np.ndarray) -> Iterator[tuple[str, str, Callable]]:
     yield "negated", "with its sign changed", lambda a: -a
 
 
-def _where(e: Evidence) -> Iterator[Cause]:
-    """Only part of the elements is wrong: whole slices of an axis, or the edge."""
-    wrong = _wrong_elements(e.hand(), e.right())
-    if wrong.all() or wrong.ndim == 0:
-        return
-    spatial = spatial_axes(wrong.ndim) if wrong.ndim > 2 else ()
-    for axis in (a for a in range(wrong.ndim) if a not in spatial):
-        slices = np.asarray(wrong.any(tuple(a for a in range(wrong.ndim) if a != axis)))
-        if 0 < slices.sum() < slices.size and wrong.sum() > 1:
-            indices = np.flatnonzero(slices)
-            yield Cause("partial", f"{e.name} is wrong at {_listed(indices)} of its axis {axis} and right elsewhere")
-            return
-    sizes = [wrong.shape[a] for a in spatial]
-    for margin in range(1, (min(sizes, default=0) + 1) // 2):
-        inside = [slice(None)] * wrong.ndim
-        for axis in spatial:
-            inside[axis] = slice(margin, wrong.shape[axis] - margin)
-        if wrong[tuple(inside)].size and not wrong[tuple(inside)].any():
-            yield Cause("border", f"{e.name} is wrong only within {margin} of the edge of axes {spatial}")
-            return
-    for axis in spatial:
-        slices = np.asarray(wrong.any(tuple(a for a in range(wrong.ndim) if a != axis)))
-        n, k = slices.size, int(slices.sum())
-        if k <= n // 2 and (slices[:k].all() or slices[n - k :].all()):
-            yield Cause(
-                "border", f"{e.name} is wrong only at {_listed(np.flatnonzero(slices))} of axis {axis}, its edge"
-            )
-            return
-
-
-def _rounded(e: Evidence) -> Iterator[Cause]:
-    """Every element is a number of a lower precision, and about right."""
-    hand, right = e.hand(), e.right()
-    if _misfit(hand, right) > 0.02:
-        return
-    for dtype in DTYPES:
-        if all(_representable(h, dtype) for h in hand) and not all(_representable(r, dtype) for r in right):
-            yield Cause("precision", f"all elements of {e.name} are {dtype} numbers: it was computed in that precision")
-            return
-
-
-def _nearly(e: Evidence) -> Iterator[Cause]:
-    misfit = _misfit(e.hand(), e.right())
-    if misfit < 1e-2 and _wrong_elements(e.hand(), e.right()).mean() > 0.5:
-        yield Cause("precision", f"{e.name} is right to {misfit:.0e} of its largest element, as after rounding")
-
-
-def _reordered(e: Evidence) -> Iterator[Cause]:
-    """Each slice along an axis is the right one of another place."""
-    hand, right = np.stack(e.hand()), np.stack(e.right())
-    for axis in range(right.ndim - 1):
-        n = right.shape[axis + 1]
-        if n < 2 or n > 64:
-            continue
-        rows, wanted = (np.moveaxis(a, axis + 1, 0).reshape(n, -1) for a in (hand, right))
-        order = [int(np.abs(wanted - row).max(1).argmin()) for row in rows]
-        if order != list(range(n)) and np.abs(wanted[order] - rows).max() < MATCH * _largest(right):
-            yield Cause("partial", f"{e.name} has along its axis {axis} the right slices {order}, in that order")
-            return
-
-
 def _only_elsewhere(e: Evidence) -> list[Cause]:
     """Right for ordinary cotangents at the given values; wrong at ties, or for a cotangent of another size."""
-    failing = {t.kind for t in e.trials if _misfit([np.asarray(t.hand[e.index])], [t.right[e.index]]) > 1e-11}
+    failing = {t.kind for t in e.trials if misfit([np.asarray(t.hand[e.index])], [t.right[e.index]]) > 1e-11}
     if failing == {"ties"}:
-        causes = list(_at_special_points(e._replace(trials=[t for t in e.trials if t.kind == "ties"])))
-        return causes or [_unknown(e)]
-    sizes = failing & {"zero", "small", "large", "spread"}
-    if sizes:
-        return [
-            Cause(
-                "not-linear", f"{e.name} is right for ordinary dy and wrong for dy of kind {', '.join(sorted(sizes))}"
-            )
-        ]
-    return [_unknown(e)]
-
-
-def _unknown(e: Evidence) -> Cause:
-    wrong = _wrong_elements(e.hand(), e.right())
-    share = f"{int(wrong.sum())} of {wrong.size} elements are wrong"
-    return Cause("unknown", f"{e.name} differs from the right gradient, and no known mistake explains how; {share}")
-
-
-def spatial_axes(ndim: int) -> tuple[int, ...]:
-    """Rows and columns of H×W, H×W×C and N×H×W×C; of a filter likewise."""
-    return {2: (0, 1), 3: (0, 1), 4: (1, 2)}.get(ndim, ())
-
-
-def _wrong_elements(hand: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> np.ndarray:
-    """A mask of the gradient's shape: wrong for any of the cotangents."""
-    scale = max(map(_largest, right))
-    wrong = np.stack([~(np.abs(h - r) <= 1e-11 * scale) for h, r in zip(hand, right, strict=True)])
-    return np.asarray(wrong.any(axis=0))
-
-
-def _misfit(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
-    """The largest difference over all pairs, relative to the largest element of either."""
-    if any(x.shape != y.shape for x, y in zip(a, b, strict=True)):
-        return math.inf
-    scale = max(map(_largest, [*a, *b]))
-    difference = max(float(np.abs(x - y).max(initial=0.0)) for x, y in zip(a, b, strict=True))
-    return (difference / scale if scale else 0.0) if math.isfinite(difference) else math.inf
-
-
-def _representable(array: np.ndarray, dtype: str) -> bool:
-    import ml_dtypes
-
-    with np.errstate(over="ignore"):
-        kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
-        return bool((array.astype(kind).astype(np.float64) == array).all())
-
-
-def _largest(array: np.ndarray) -> float:
-    return float(np.abs(array).max(initial=0.0))
-
-
-def _count_bad(array: np.ndarray) -> str:
-    return f"{int((~np.isfinite(array)).sum())} of {array.size}"
-
-
-def _listed(indices: np.ndarray) -> str:
-    shown = ", ".join(map(str, indices[:6])) + (" …" if len(indices) > 6 else "")
-    return f"index {shown}" if len(indices) == 1 else f"indices {shown}"
+        e = e._replace(trials=e.of("ties"))
+        return list(_at_special_points(e)) or [unknown(e.pairs("ties"))]
+    kinds = ", ".join(sorted(failing & {"zero", "small", "large", "spread"}))
+    if kinds:
+        return [Cause("not-linear", f"{e.name} is right for ordinary dy and wrong for dy of kind {kinds}")]
+    return [unknown(e.pairs())]

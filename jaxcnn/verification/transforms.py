@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.verification.subject import Subject
-from jaxcnn.verification.trials import Trial, largest_difference, quick_jit, runner
+from jaxcnn.verification.trials import EPSILON, Trial, largest_difference, quick_jit, runner
 
 # Another program sums in another order.
 TOLERANCE = 1e-11
@@ -87,14 +87,13 @@ def second_order(subject: Subject, trial: Trial, seed: int) -> list[Outcome]:
         return differentiated(subject.by_hand), differentiated(subject.by_autodiff)
 
     got, right = map(_as_numpy, both([jnp.asarray(v) for v in trial.values], jnp.asarray(trial.dy)))
-    return [
-        o._replace(tolerance=SECOND_ORDER * max(o.scale, _floor(right))) for o in _compare("second order", got, right)
-    ]
-
-
-def _floor(arrays: Sequence[Any]) -> float:
-    """A derivative that is 0 in exact arithmetic is not in floating point; the others say what rounding may leave."""
-    return 1e-6 * max((float(np.abs(a[np.isfinite(a)]).max(initial=0.0)) for a in arrays), default=0.0)
+    # A derivative that is 0 in exact arithmetic is not in floating point. What rounding may leave: a millionth of
+    # the largest of the other derivatives, or some units in the last place of what they are made of.
+    outcomes = _compare("second order", got, right)
+    floor = 1e-6 * max(o.scale for o in outcomes)
+    largest = [float(np.abs(a).max(initial=0.0)) for a in (trial.dy, *cotangents)]
+    rounding = 8 * EPSILON * largest[0] * max(largest[1:])
+    return [o._replace(tolerance=SECOND_ORDER * max(o.scale, floor) + rounding) for o in outcomes]
 
 
 def saved_bytes(subject: Subject) -> tuple[int, int]:
@@ -115,8 +114,8 @@ def _bytes(tree: Any) -> int:
 def _compare(check: str, got: Sequence[Any], right: Sequence[Any]) -> list[Outcome]:
     outcomes = []
     for i, (g, r) in enumerate(zip(got, right, strict=True)):
-        scale = float(np.abs(r[np.isfinite(r)]).max(initial=0.0))
-        error = math.inf if g is None or g.shape != r.shape else largest_difference(g, r)
+        scale = 0.0 if r is None else float(np.abs(r[np.isfinite(r)]).max(initial=0.0))
+        error = math.inf if g is None or r is None or g.shape != r.shape else largest_difference(g, r)
         outcomes.append(Outcome(check, i, error, TOLERANCE * scale, scale, g, r))
     return outcomes
 
