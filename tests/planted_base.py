@@ -33,18 +33,7 @@ class Fault(NamedTuple):
     right: Rule | Layer  # the same done right
 
 
-RIGHT = {
-    rule.forward: rule
-    for rule in (
-        jaxcnn.conv2d,
-        jaxcnn.max_pool,
-        jaxcnn.relu,
-        jaxcnn.sigmoid,
-        jaxcnn.flatten,
-        jaxcnn.dense,
-        jaxcnn.softmax_cross_entropy,
-    )
-}
+RIGHT = {rule.forward: rule for name in jaxcnn.__all__ if isinstance(rule := getattr(jaxcnn, name), Rule)}
 
 
 def fault(name, rule, arrays, causes: str, *, why="autodiff", note="", right=None, **static) -> Fault:

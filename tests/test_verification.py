@@ -287,8 +287,9 @@ def test_cases_have_distinct_names():
 def test_command_prints_the_table_writes_json_and_exits_1_on_a_failure(monkeypatch, tmp_path, capsys):
     from jaxcnn import cli
     from jaxcnn.verification import cases
+    from jaxcnn.verification.cases.case import Case, normal
 
-    case = cases.Case(jaxcnn.relu, "right", (cases.normal(3),), {})
+    case = Case(jaxcnn.relu, "right", (normal(3),), {})
     wrong = case._replace(subject=jaxcnn.relu.replace(backward=lambda r, dy: (2 * dy,)), what="wrong")
     for table, status in (([case], 0), ([case, wrong], 1)):
         monkeypatch.setattr(cases, "short_cases", lambda table=table: table)
