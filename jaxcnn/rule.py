@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn.handwritten import call_by_hand
+
 P = ParamSpec("P")
 Array = jax.Array | np.ndarray  # what a rule takes; its forward pass is given jax arrays
 
@@ -44,8 +46,8 @@ class Rule(Generic[P]):
     `None` stands for the cotangent of an integer, boolean or key array, and only of those.
 
     Calling a rule gives forward's output; `jax.grad` of the call runs `backward`, under jit, vmap, grad of grad,
-    `jax.checkpoint`, `lax.scan` and `shard_map` alike. Forward mode (`jax.jvp`, `jax.hessian`) is not there: jax's
-    `custom_vjp` has none. Rules are frozen and compare by (forward, backward).
+    `jax.checkpoint`, `lax.scan` and `shard_map` alike. Forward mode (`jax.jvp`, `jax.jacfwd`) differentiates the plain
+    forward pass; `jax.hessian` combines the two. Rules are frozen and compare by (forward, backward).
 
     Args:
       forward, backward: the two passes, pure functions.
@@ -99,7 +101,16 @@ class Rule(Generic[P]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         arrays, static = self.bind(*args, **kwargs)
-        return self._function(tuple(static.items()), *equally_varying(arrays))
+        arrays = equally_varying(arrays)
+        described = tuple(map(describe, arrays))
+
+        def forward(*arrays):
+            return self._split(self.forward(*arrays, **static))  # pyright: ignore[reportCallIssue]
+
+        def backward(residuals, dy):
+            return self._checked(self.backward(residuals, dy, **static), described)
+
+        return call_by_hand(forward, backward, functools.partial(self.plain, **static), arrays)
 
     def bind(self, *args: Any, **kwargs: Any) -> tuple[tuple[jax.Array | None, ...], dict[str, Hashable]]:
         """The arrays, one for each array parameter (None where absent), and all static values, defaults included."""
@@ -156,26 +167,6 @@ class Rule(Generic[P]):
 
         return self.replace(forward=forward, backward=backward)
 
-    @functools.cached_property
-    def _function(self) -> Callable[..., Any]:
-        @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-        def function(static, *arrays):
-            return self._split(self.forward(*arrays, **dict(static)))[0]
-
-        def forward(static, *arrays):
-            _, residuals = self._split(self.forward(*arrays, **dict(static)))
-            # The output by the function again, not by the forward pass: where this is differentiated in turn, the
-            # output's derivative is the hand-written one too. Under jit XLA merges the two equal computations.
-            return function(static, *arrays), (residuals, Static(tuple(map(describe, arrays))))
-
-        def backward(static, saved, dy):
-            residuals, arrays = saved
-            dy = jax.tree.map(jnp.asarray, dy)  # `jax.vjp` hands on a NumPy cotangent as it is
-            return self._checked(self.backward(residuals, dy, **dict(static)), arrays.value)
-
-        function.defvjp(forward, backward)
-        return function
-
     def _split(self, result: Any) -> tuple[Any, Any]:
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"{self.name}: forward must return (output, residuals), got {_kind(result)}")
@@ -195,7 +186,7 @@ class Rule(Generic[P]):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy and pickle: all but what is made when first needed."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_function", "_autodiff")}
+        return {name: value for name, value in self.__dict__.items() if name != "_autodiff"}
 
 
 class Described(NamedTuple):

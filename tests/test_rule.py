@@ -83,6 +83,59 @@ def derived(f):
     return gradient
 
 
+def of_floats(f, arrays):
+    """f as a function of its floating arrays alone, these, and a tangent for each."""
+    numbers = [i for i, a in enumerate(arrays) if is_float(a)]
+    floats = tuple(arrays[i] for i in numbers)
+
+    def function(*some):
+        given = dict(zip(numbers, some, strict=True))
+        return f(*(given.get(i, a) for i, a in enumerate(arrays)))
+
+    return function, floats, tuple(jnp.cos(3 * a + 1) for a in floats)
+
+
+def pushed(f):
+    def derivative(*arrays):
+        function, floats, tangents = of_floats(f, arrays)
+        return jax.jvp(function, floats, tangents)[1]
+
+    return derivative
+
+
+def linearized(f):
+    def derivative(*arrays):
+        function, floats, tangents = of_floats(f, arrays)
+        return jax.linearize(function, *floats)[1](*tangents)
+
+    return derivative
+
+
+def pushed_gradient(f):
+    """The second derivative in one direction, forward over reverse."""
+
+    def derivative(*arrays):
+        function, floats, tangents = of_floats(f, arrays)
+        gradient = jax.grad(lambda *some: jnp.sin(function(*some)).sum(), tuple(range(len(floats))))
+        return jax.jvp(gradient, floats, tangents)[1]
+
+    return derivative
+
+
+def jacobian(transformation):
+    """Of a curved number, by the transformation, with respect to every floating array."""
+
+    def transformed(f):
+        def derivative(*arrays):
+            function, floats, _ = of_floats(f, arrays)
+            curved = lambda *some: jnp.sin(function(*some)).sum()  # noqa: E731
+            return transformation(curved, argnums=tuple(range(len(floats))))(*floats)
+
+        return derivative
+
+    return transformed
+
+
 TRANSFORMATIONS = {
     "eager": lambda f: f,
     "jit": jax.jit,
@@ -94,6 +147,13 @@ TRANSFORMATIONS = {
     "grad": derived,
     "vmap of grad": lambda f: vmapped(lambda *arrays: derived(f)(*arrays)[0], 0, None),
     "jit of scan of checkpoint": lambda f: jax.jit(scanned(jax.checkpoint(f))),
+    "jvp": pushed,
+    "vmap of jvp": lambda f: vmapped(pushed(f), 0, None),
+    "linearize": linearized,
+    "jvp of grad": pushed_gradient,
+    "jacfwd": jacobian(jax.jacfwd),
+    "jacrev": jacobian(jax.jacrev),
+    "hessian": jacobian(jax.hessian),
 }
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.rule import Rule, Static, checked_cotangent, describe, equally_varying
+from jaxcnn.handwritten import call_by_hand
+from jaxcnn.rule import Rule, checked_cotangent, describe, equally_varying
 from jaxcnn.rules.window import is_whole
 
 
@@ -116,7 +116,7 @@ def from_rule(
 
 def differentiable(layer: Layer) -> Callable[..., Any]:
     """The layer as a function (params, state, x, *, train=False, key=None) -> (y, new_state) that jax differentiates
-    by the hand-written backward passes.
+    by the hand-written backward passes, and in forward mode through the plain forward passes.
 
     `jax.grad` through `layer.forward` instead is autodiff of the plain forward passes. `state` and `new_state` are not
     trained and carry no gradient.
@@ -130,44 +130,39 @@ def differentiable(layer: Layer) -> Callable[..., Any]:
     """
     require_layers("differentiable", [layer])
 
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-    def function(train, params, state, x, key):
-        return layer.forward(params, state, x, train=train, key=key)[:2]
-
-    def forward(train, params, state, x, key):
-        residuals = layer.forward(params, state, x, train=train, key=key)[2]
-        leaves, structure = jax.tree.flatten((params, x))
-        # As in Rule: the output by the function again, so that its own derivative is the hand-written one.
-        output = function(train, params, state, x, key)
-        return output, (residuals, Static((structure, tuple(map(describe, leaves)))))
-
-    def backward(train, saved, cotangents):
-        residuals, (structure, arrays) = saved[0], saved[1].value
-        gradients, got = jax.tree.flatten(layer.backward(residuals, cotangents[0]))
-        if got != structure:
-            raise TypeError(f"{layer.name}: backward must return (dparams, dx) of structure {structure}, got {got}")
-        where = f"{layer.name}: backward's gradient of"
-        names = [f"{where} {path}" for path in _paths(structure)]
-        checked = map(checked_cotangent, names, gradients, arrays)
-        dparams, dx = jax.tree.unflatten(structure, list(checked))
-        return dparams, None, dx, None
-
-    function.defvjp(forward, backward)
-
     def call(params, state, x, *, train=False, key=None):
         params, x = equally_varying((params, jax.tree.map(jnp.asarray, x)))
-        return function(train, params, jax.lax.stop_gradient(state), x, key)
+        trained, structure = jax.tree.flatten((params, x))
+        rest, others = jax.tree.flatten((jax.lax.stop_gradient(state), key))
+        described, names = tuple(map(describe, trained)), _names(layer.name, structure)
+
+        def run(passes, arrays):
+            params, x = jax.tree.unflatten(structure, arrays[: len(trained)])
+            state, key = jax.tree.unflatten(others, arrays[len(trained) :])
+            y, new_state, *residuals = passes(params, state, x, train=train, key=key)
+            return (y, jax.lax.stop_gradient(new_state)), *residuals
+
+        def backward(residuals, cotangents):
+            gradients, got = jax.tree.flatten(layer.backward(residuals, cotangents[0]))
+            if got != structure:
+                raise TypeError(f"{layer.name}: backward must return (dparams, dx) of structure {structure}, got {got}")
+            return [*map(checked_cotangent, names, gradients, described), *(None for _ in rest)]
+
+        return call_by_hand(
+            lambda *arrays: run(layer.forward, arrays), backward, lambda *arrays: run(layer.plain, arrays)[0],
+            [*trained, *rest],
+        )  # fmt: skip
 
     return call
 
 
-def _paths(structure) -> list[str]:
-    """The names of the leaves of (params, x)."""
+def _names(layer: str, structure) -> list[str]:
+    """What errors call the gradients of (params, x), leaf by leaf."""
     numbered = jax.tree.unflatten(structure, range(structure.num_leaves))
-    names = [
+    paths = [
         jax.tree_util.keystr(path[1:], simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(numbered)
     ]
-    return [name or "x" for name in names]
+    return [f"{layer}: backward's gradient of {path or 'x'}" for path in paths]
 
 
 def require_layers(function: str, layers) -> None:
