@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jaxcnn.training.checkpoint import load, save
     from jaxcnn.training.devices import use_cpu_cores
     from jaxcnn.training.evaluate import evaluate
+    from jaxcnn.training.per_sample import per_sample_gradients
     from jaxcnn.training.step import TrainState, init_train_state, shuffled, train_step, train_steps
     from jaxcnn.verification.report import Finding, Report
     from jaxcnn.verification.verify import Options, verify
@@ -58,6 +59,7 @@ __all__ = [
     "load",
     "max_pool",
     "models",
+    "per_sample_gradients",
     "relu",
     "residual",
     "rotate180",
@@ -82,6 +84,7 @@ _LAZY = {
     "evaluate": "jaxcnn.training.evaluate",
     "init_train_state": "jaxcnn.training.step",
     "load": "jaxcnn.training.checkpoint",
+    "per_sample_gradients": "jaxcnn.training.per_sample",
     "save": "jaxcnn.training.checkpoint",
     "shuffled": "jaxcnn.training.step",
     "train_step": "jaxcnn.training.step",

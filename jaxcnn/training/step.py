@@ -254,7 +254,7 @@ def _sum_over_parts(part, count, net_state, images, labels, key):
     return lax.scan(add, (net_state, zeros), (jnp.arange(count), *cut))[0]
 
 
-def _by_hand(network, loss, share, params, net_state, images, labels, key):
+def gradient_by_hand(network, loss, share, params, net_state, images, labels, key):
     """The hand-written passes: no jax.grad, no jax.vjp."""
     static = loss.static()
     logits, net_state, residuals = network.forward(params, net_state, images, train=True, key=key)
@@ -284,7 +284,7 @@ def _by_autodiff(network, loss, share, params, net_state, images, labels, key):
     return net_state, (dparams, metrics)
 
 
-BACKWARD = {"manual": _by_hand, "autodiff": _by_autodiff}
+BACKWARD = {"manual": gradient_by_hand, "autodiff": _by_autodiff}
 
 
 def _metrics(value, logits, labels, share) -> dict[str, jax.Array]:
