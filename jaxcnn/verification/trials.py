@@ -18,6 +18,7 @@ FLOAT64_TOLERANCE = 1e-12
 SMALL = 1e-6
 LARGE = -1e6  # a cotangent times this: a rule that is not linear in dy, or that looks at its sign, shows here
 ONE_HOT = 24  # cotangents that look at one element of the output each: they see what a sum over all would drown
+SMALL_ARRAYS = 10_000  # elements in all
 
 Runner = Callable[[str, Sequence[Any], Any], "Trial"]  # (kind, values, dy)
 
@@ -32,13 +33,23 @@ class Trial(NamedTuple):
     right: tuple[np.ndarray, ...]  # by autodiff
 
 
-def quick_jit(function: Callable) -> Any:
-    """`jax.jit` that compiles in a third of the time and runs slower: these programs run a few times only.
+def quick_jit(function: Callable) -> Callable:
+    """`jax.jit`; for small arrays on a CPU it compiles in a third of the time, and runs slower.
 
-    It does not vectorise either; XLA's CPU compiler aborts the process on some vectorised float16 (openxla/xla#44943).
+    That form does not vectorise either; XLA's CPU compiler aborts the process on some vectorised float16
+    (openxla/xla#44943), which therefore always takes it.
     """
-    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(function, compiler_options=quick)
+    usual = jax.jit(function)
+    if jax.default_backend() != "cpu":
+        return usual
+    quick = jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+    def call(*arguments):
+        arrays = [jnp.asarray(a) for a in jax.tree.leaves(arguments)]
+        small = sum(a.size for a in arrays) <= SMALL_ARRAYS or any(a.dtype == jnp.float16 for a in arrays)
+        return (quick if small else usual)(*arguments)
+
+    return call
 
 
 def runner(subject: Subject) -> Runner:
