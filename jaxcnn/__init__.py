@@ -4,24 +4,46 @@ from typing import TYPE_CHECKING, Any
 
 from jaxcnn import models
 from jaxcnn.layers import (
+    AdaptiveAvgPool,
+    AvgPool,
     Conv2D,
+    ConvTranspose2D,
     Dense,
+    DepthToSpace,
     Flatten,
+    GlobalAvgPool,
+    GlobalMaxPool,
     Layer,
     MaxPool,
+    ReflectPad,
     ReLU,
     Sigmoid,
+    SpaceToDepth,
+    Upsample,
+    ZeroPad,
     differentiable,
     residual,
     sequential,
 )
 from jaxcnn.rule import Rule, Static
 from jaxcnn.rules.activation import relu, sigmoid
+from jaxcnn.rules.average_pooling import adaptive_avg_pool, avg_pool, global_avg_pool, global_max_pool
 from jaxcnn.rules.convolution import conv2d, rotate180
 from jaxcnn.rules.dense import backproplayer, dense
+from jaxcnn.rules.dropout import dropout
 from jaxcnn.rules.loss import softmax_cross_entropy
+from jaxcnn.rules.normalization import batch_norm, frozen_batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from jaxcnn.rules.pooling import g_maxpool, max_pool
+from jaxcnn.rules.resize import (
+    depth_to_space,
+    reflect_pad,
+    space_to_depth,
+    upsample_bilinear,
+    upsample_nearest,
+    zero_pad,
+)
 from jaxcnn.rules.shape import flatten, unflatten
+from jaxcnn.rules.transposed import conv_transpose2d
 from jaxcnn.version import __version__
 
 if TYPE_CHECKING:
@@ -34,45 +56,73 @@ if TYPE_CHECKING:
     from jaxcnn.verification.verify import Options, verify
 
 __all__ = [
+    "AdaptiveAvgPool",
+    "AvgPool",
     "Conv2D",
+    "ConvTranspose2D",
     "Dense",
+    "DepthToSpace",
     "Finding",
     "Flatten",
+    "GlobalAvgPool",
+    "GlobalMaxPool",
     "Layer",
     "MaxPool",
     "Options",
     "ReLU",
+    "ReflectPad",
     "Report",
     "Rule",
     "Sigmoid",
+    "SpaceToDepth",
     "Static",
     "TrainState",
+    "Upsample",
+    "ZeroPad",
     "__version__",
+    "adaptive_avg_pool",
+    "avg_pool",
     "backproplayer",
+    "batch_norm",
     "conv2d",
+    "conv_transpose2d",
     "dense",
+    "depth_to_space",
     "differentiable",
+    "dropout",
     "evaluate",
     "flatten",
+    "frozen_batch_norm",
     "g_maxpool",
+    "global_avg_pool",
+    "global_max_pool",
+    "group_norm",
     "init_train_state",
+    "instance_norm",
+    "layer_norm",
     "load",
     "max_pool",
     "models",
     "per_sample_gradients",
+    "reflect_pad",
     "relu",
     "residual",
+    "rms_norm",
     "rotate180",
     "save",
     "sequential",
     "shuffled",
     "sigmoid",
     "softmax_cross_entropy",
+    "space_to_depth",
     "train_step",
     "train_steps",
     "unflatten",
+    "upsample_bilinear",
+    "upsample_nearest",
     "use_cpu_cores",
     "verify",
+    "zero_pad",
 ]
 
 # Looked up when first used, so that `import jaxcnn` loads no optax.

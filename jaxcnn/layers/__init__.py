@@ -3,15 +3,27 @@
 from jaxcnn.layers.basic import Conv2D, Dense, Flatten, MaxPool, ReLU, Sigmoid
 from jaxcnn.layers.compose import residual, sequential
 from jaxcnn.layers.layer import Layer, differentiable, from_rule
+from jaxcnn.layers.pooling import AdaptiveAvgPool, AvgPool, GlobalAvgPool, GlobalMaxPool
+from jaxcnn.layers.resize import ConvTranspose2D, DepthToSpace, ReflectPad, SpaceToDepth, Upsample, ZeroPad
 
 __all__ = [
+    "AdaptiveAvgPool",
+    "AvgPool",
     "Conv2D",
+    "ConvTranspose2D",
     "Dense",
+    "DepthToSpace",
     "Flatten",
+    "GlobalAvgPool",
+    "GlobalMaxPool",
     "Layer",
     "MaxPool",
     "ReLU",
+    "ReflectPad",
     "Sigmoid",
+    "SpaceToDepth",
+    "Upsample",
+    "ZeroPad",
     "differentiable",
     "from_rule",
     "residual",

@@ -22,7 +22,7 @@ class Case(NamedTuple):
     static: dict[str, Any]
 
     def verify(self, options: Options | None = None) -> Report:
-        generator = np.random.default_rng(0)
+        generator = np.random.default_rng(1)  # not the seed of verify's cotangents: dy = x would make them special
         return verify(self.subject, *(make(generator) for make in self.arrays), options=options, **self.static)
 
 
