@@ -128,6 +128,7 @@ def _of_layer(layer: Layer, x, key, train: bool) -> Subject:
     x = np.asarray(x)
     if x.dtype == object:
         raise TypeError("verify: x must be an array of numbers, got dtype object")
+    x = np.asarray(jnp.asarray(x))  # of the dtype that the layer would see
     if x.ndim < 1:
         raise ValueError(f"verify: x must have an axis of samples, got shape {x.shape}")
     if not jnp.issubdtype(x.dtype, jnp.inexact):
