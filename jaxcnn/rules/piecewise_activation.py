@@ -165,7 +165,7 @@ def elu_forward(x: Array, *, alpha: float = 1.0) -> tuple[Array, OutputResiduals
     Array([0., 2., 1.], dtype=float32)
     """
     require_equal_floats("elu", x=x)
-    y = _exponential_unit(x, _number("elu", "alpha", alpha))
+    y = _exponential_unit(x, 1, _number("elu", "alpha", alpha))
     return y, OutputResiduals(y)
 
 
@@ -204,7 +204,7 @@ def selu_forward(x: Array) -> tuple[Array, OutputResiduals]:
     [-1.7581, 0.0, 1.0507]
     """
     require_equal_floats("selu", x=x)
-    y = SELU_SCALE * _exponential_unit(x, SELU_ALPHA)
+    y = _exponential_unit(x, SELU_SCALE, SELU_SCALE * SELU_ALPHA)
     return y, OutputResiduals(y)
 
 
@@ -218,7 +218,7 @@ selu = Rule(selu_forward, selu_backward, "selu", batch_axes=(0,))
 
 
 class HardSigmoidResiduals(NamedTuple):
-    inside: Array  # whether -3 < x < 3, a byte an element; y does not tell, as x + 3 may round to 6 where x < 3
+    flat: Array  # whether x <= -3 or x >= 3, a byte an element; y does not tell, as x + 3 may round to 6 where x < 3
 
 
 def hard_sigmoid_forward(x: Array) -> tuple[Array, HardSigmoidResiduals]:
@@ -245,12 +245,12 @@ def hard_sigmoid_forward(x: Array) -> tuple[Array, HardSigmoidResiduals]:
     """
     require_equal_floats("hard_sigmoid", x=x)
     y = jnp.where(x <= -3, 0, jnp.where(x >= 3, 1, (x + 3) / 6))
-    return y, HardSigmoidResiduals((x > -3) & (x < 3))
+    return y, HardSigmoidResiduals((x <= -3) | (x >= 3))
 
 
 # y = (x + 3) / 6 where -3 < x < 3, so dy/dx = 1/6 there; y is constant elsewhere, so dy/dx = 0.
 def hard_sigmoid_backward(residuals: HardSigmoidResiduals, dy: Array):
-    return (jnp.where(residuals.inside, dy / 6, 0),)
+    return (jnp.where(residuals.flat, 0, dy / 6),)
 
 
 hard_sigmoid = Rule(hard_sigmoid_forward, hard_sigmoid_backward, "hard_sigmoid", batch_axes=(0,))
@@ -297,9 +297,10 @@ def hard_swish_backward(residuals: HardSwishResiduals, dy: Array):
 hard_swish = Rule(hard_swish_forward, hard_swish_backward, "hard_swish", batch_axes=(0,))
 
 
-def _exponential_unit(x: Array, alpha: float) -> Array:
+def _exponential_unit(x: Array, slope: float, alpha: float) -> Array:
+    """slope · x where x > 0, else alpha · (e^x - 1): one factor alone, so that alpha added at last gives exactly 0."""
     # Where x > 0, e^x may overflow, and autodiff multiplies it by 0.
-    return jnp.where(x <= 0, alpha * jnp.expm1(jnp.where(x <= 0, x, 0)), x)
+    return jnp.where(x <= 0, alpha * jnp.expm1(jnp.where(x <= 0, x, 0)), slope * x)
 
 
 def _number(function: str, argument: str, value: float) -> float:
