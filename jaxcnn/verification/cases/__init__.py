@@ -11,10 +11,11 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 from jaxcnn.verification.cases import normalization, pooling, resize, source
+from jaxcnn.verification.cases import activation, normalization, pooling, resize, source
 from jaxcnn.verification.cases.case import Case
 from jaxcnn.verification.report import Report
 
-FAMILIES = (source, pooling, resize, normalization)
+FAMILIES = (source, pooling, resize, normalization, activation)
 
 
 def short_cases() -> list[Case]:
