@@ -6,7 +6,9 @@ from jaxcnn import models
 from jaxcnn.layers import (
     AdaptiveAvgPool,
     AvgPool,
+    Conv1D,
     Conv2D,
+    Conv3D,
     ConvTranspose2D,
     Dense,
     DepthToSpace,
@@ -29,6 +31,7 @@ from jaxcnn.rule import Rule, Static
 from jaxcnn.rules.activation import relu, sigmoid
 from jaxcnn.rules.average_pooling import adaptive_avg_pool, avg_pool, global_avg_pool, global_max_pool
 from jaxcnn.rules.convolution import conv2d, rotate180
+from jaxcnn.rules.convolution_1d_3d import conv1d, conv3d
 from jaxcnn.rules.dense import backproplayer, dense
 from jaxcnn.rules.dropout import dropout
 from jaxcnn.rules.loss import softmax_cross_entropy
@@ -58,7 +61,9 @@ if TYPE_CHECKING:
 __all__ = [
     "AdaptiveAvgPool",
     "AvgPool",
+    "Conv1D",
     "Conv2D",
+    "Conv3D",
     "ConvTranspose2D",
     "Dense",
     "DepthToSpace",
@@ -84,7 +89,9 @@ __all__ = [
     "avg_pool",
     "backproplayer",
     "batch_norm",
+    "conv1d",
     "conv2d",
+    "conv3d",
     "conv_transpose2d",
     "dense",
     "depth_to_space",

@@ -143,6 +143,8 @@ class Case(NamedTuple):
 CASES = {
     "conv2d": Case(jaxcnn.conv2d, ((4, 5, 4, 3), (2, 3, 2, 3), (2,))),
     "conv2d without bias": Case(jaxcnn.conv2d, ((2, 5, 5, 2), (4, 3, 3, 1)), {"stride": 2, "groups": 2}),
+    "conv1d": Case(jaxcnn.conv1d, ((4, 7, 3), (2, 3, 3), (2,)), {"stride": 2}),
+    "conv3d": Case(jaxcnn.conv3d, ((4, 3, 2, 4, 2), (3, 2, 1, 3, 2), (3,))),
     "max_pool first": Case(jaxcnn.max_pool, ((4, 5, 4, 2),), {"ties": "first"}),
     "max_pool split": Case(jaxcnn.max_pool, ((2, 5, 4, 2),), {"ties": "split", "window": 3, "stride": 1}),
     "max_pool all": Case(jaxcnn.max_pool, ((2, 5, 4, 2),), {"ties": "all"}),

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import planted_activation
 import planted_convolution
+import planted_convolution_1d_3d
 import planted_dense
 import planted_layers
 import planted_loss
@@ -28,6 +29,7 @@ __all__ = ["CAUSES", "FAULTS", "Fault", "cause_given", "family", "really_wrong"]
 
 FAULTS: list[Fault] = [
     *planted_convolution.FAULTS,
+    *planted_convolution_1d_3d.FAULTS,
     *planted_pooling.FAULTS,
     *planted_activation.FAULTS,
     *planted_dense.FAULTS,

@@ -2,6 +2,7 @@
 
 from jaxcnn.layers.basic import Conv2D, Dense, Flatten, MaxPool, ReLU, Sigmoid
 from jaxcnn.layers.compose import residual, sequential
+from jaxcnn.layers.convolution import Conv1D, Conv3D
 from jaxcnn.layers.layer import Layer, differentiable, from_rule
 from jaxcnn.layers.pooling import AdaptiveAvgPool, AvgPool, GlobalAvgPool, GlobalMaxPool
 from jaxcnn.layers.resize import ConvTranspose2D, DepthToSpace, ReflectPad, SpaceToDepth, Upsample, ZeroPad
@@ -9,7 +10,9 @@ from jaxcnn.layers.resize import ConvTranspose2D, DepthToSpace, ReflectPad, Spac
 __all__ = [
     "AdaptiveAvgPool",
     "AvgPool",
+    "Conv1D",
     "Conv2D",
+    "Conv3D",
     "ConvTranspose2D",
     "Dense",
     "DepthToSpace",
