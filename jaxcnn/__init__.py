@@ -4,6 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from jaxcnn import models
 from jaxcnn.layers import (
+    ELU,
+    GELU,
+    SELU,
     AdaptiveAvgPool,
     AvgPool,
     Conv1D,
@@ -15,12 +18,22 @@ from jaxcnn.layers import (
     Flatten,
     GlobalAvgPool,
     GlobalMaxPool,
+    HardSigmoid,
+    HardSwish,
     Layer,
+    LeakyReLU,
+    LogSoftmax,
     MaxPool,
+    PReLU,
     ReflectPad,
     ReLU,
+    ReLU6,
     Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
     SpaceToDepth,
+    Tanh,
     Upsample,
     ZeroPad,
     differentiable,
@@ -36,6 +49,7 @@ from jaxcnn.rules.dense import backproplayer, dense
 from jaxcnn.rules.dropout import dropout
 from jaxcnn.rules.loss import softmax_cross_entropy
 from jaxcnn.rules.normalization import batch_norm, frozen_batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from jaxcnn.rules.piecewise_activation import elu, hard_sigmoid, hard_swish, leaky_relu, prelu, relu6, selu
 from jaxcnn.rules.pooling import g_maxpool, max_pool
 from jaxcnn.rules.resize import (
     depth_to_space,
@@ -46,6 +60,8 @@ from jaxcnn.rules.resize import (
     zero_pad,
 )
 from jaxcnn.rules.shape import flatten, unflatten
+from jaxcnn.rules.smooth_activation import gelu, silu, softplus, tanh
+from jaxcnn.rules.softmax import log_softmax, softmax
 from jaxcnn.rules.transposed import conv_transpose2d
 from jaxcnn.version import __version__
 
@@ -59,6 +75,9 @@ if TYPE_CHECKING:
     from jaxcnn.verification.verify import Options, verify
 
 __all__ = [
+    "ELU",
+    "GELU",
+    "SELU",
     "AdaptiveAvgPool",
     "AvgPool",
     "Conv1D",
@@ -71,16 +90,26 @@ __all__ = [
     "Flatten",
     "GlobalAvgPool",
     "GlobalMaxPool",
+    "HardSigmoid",
+    "HardSwish",
     "Layer",
+    "LeakyReLU",
+    "LogSoftmax",
     "MaxPool",
     "Options",
+    "PReLU",
     "ReLU",
+    "ReLU6",
     "ReflectPad",
     "Report",
     "Rule",
+    "SiLU",
     "Sigmoid",
+    "Softmax",
+    "Softplus",
     "SpaceToDepth",
     "Static",
+    "Tanh",
     "TrainState",
     "Upsample",
     "ZeroPad",
@@ -97,31 +126,44 @@ __all__ = [
     "depth_to_space",
     "differentiable",
     "dropout",
+    "elu",
     "evaluate",
     "flatten",
     "frozen_batch_norm",
     "g_maxpool",
+    "gelu",
     "global_avg_pool",
     "global_max_pool",
     "group_norm",
+    "hard_sigmoid",
+    "hard_swish",
     "init_train_state",
     "instance_norm",
     "layer_norm",
+    "leaky_relu",
     "load",
+    "log_softmax",
     "max_pool",
     "models",
     "per_sample_gradients",
+    "prelu",
     "reflect_pad",
     "relu",
+    "relu6",
     "residual",
     "rms_norm",
     "rotate180",
     "save",
+    "selu",
     "sequential",
     "shuffled",
     "sigmoid",
+    "silu",
+    "softmax",
     "softmax_cross_entropy",
+    "softplus",
     "space_to_depth",
+    "tanh",
     "train_step",
     "train_steps",
     "unflatten",

@@ -19,8 +19,10 @@ import planted_dense
 import planted_layers
 import planted_loss
 import planted_overridden
+import planted_piecewise_activation
 import planted_pooling
 import planted_small
+import planted_smooth_activation
 from planted_base import CAUSES, Fault, really_wrong
 
 import jaxcnn
@@ -32,6 +34,8 @@ FAULTS: list[Fault] = [
     *planted_convolution_1d_3d.FAULTS,
     *planted_pooling.FAULTS,
     *planted_activation.FAULTS,
+    *planted_piecewise_activation.FAULTS,
+    *planted_smooth_activation.FAULTS,
     *planted_dense.FAULTS,
     *planted_loss.FAULTS,
     *planted_small.FAULTS,
@@ -52,7 +56,11 @@ def family(fault: Fault) -> str:
     return name if name in BUILT_IN else f"own: {name}"
 
 
-BUILT_IN = ("conv2d", "relu", "sigmoid", "flatten", "dense")
+BUILT_IN = (
+    *("conv2d", "relu", "sigmoid", "flatten", "dense"),
+    *("relu6", "leaky_relu", "prelu", "elu", "selu", "hard_sigmoid", "hard_swish"),
+    *("tanh", "softplus", "silu", "gelu", "softmax", "log_softmax"),
+)
 
 
 def cause_given(fault: Fault) -> str:

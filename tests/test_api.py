@@ -19,6 +19,9 @@ CONSTRUCTORS = {
     "GlobalAvgPool": "global_avg_pool", "GlobalMaxPool": "global_max_pool", "MaxPool": "max_pool",
     "ReLU": "relu", "ReflectPad": "reflect_pad", "Sigmoid": "sigmoid", "SpaceToDepth": "space_to_depth",
     "Upsample": "upsample", "ZeroPad": "zero_pad", "residual": "residual", "sequential": "source",
+    "ELU": "elu", "GELU": "gelu", "HardSigmoid": "hard_sigmoid", "HardSwish": "hard_swish", "LeakyReLU": "leaky_relu",
+    "LogSoftmax": "log_softmax", "PReLU": "prelu", "ReLU6": "relu6", "SELU": "selu", "SiLU": "silu",
+    "Softmax": "softmax", "Softplus": "softplus", "Tanh": "tanh",
 }  # fmt: skip
 # Every rule is public under its own name: a rule left out of jaxcnn/__init__.py would escape the tests below.
 SOURCES = sorted(pathlib.Path(jaxcnn.__file__).parent.rglob("*.py"))

@@ -19,3 +19,8 @@ def require_equal_floats(function: str, **arrays: Array | None) -> None:
     if len(set(given.values())) > 1:
         got = ", ".join(f"{name} {dtype}" for name, dtype in given.items())
         raise TypeError(f"{function}: dtypes must be equal, got {got}")
+
+
+def wide(x: Array) -> Array:
+    """x in float32 at least: a difference of two float16 numbers, or a long sum of them, loses too many digits."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

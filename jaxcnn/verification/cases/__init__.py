@@ -9,6 +9,10 @@ from jaxcnn.verification.cases import convolution, normalization, pooling, resiz
 from jaxcnn.verification.cases.case import Case
 
 FAMILIES = (source, convolution, pooling, resize, normalization)
+from jaxcnn.verification.cases import activation, normalization, pooling, resize, source
+from jaxcnn.verification.cases.case import Case
+
+FAMILIES = (source, pooling, resize, normalization, activation)
 
 
 def short_cases() -> list[Case]:
