@@ -28,12 +28,14 @@ from jaxcnn.layers import (
 from jaxcnn.rule import Rule, Static
 from jaxcnn.rules.activation import relu, sigmoid
 from jaxcnn.rules.average_pooling import adaptive_avg_pool, avg_pool, global_avg_pool, global_max_pool
+from jaxcnn.rules.binary_loss import sigmoid_binary_cross_entropy, sigmoid_focal_loss
 from jaxcnn.rules.convolution import conv2d, rotate180
 from jaxcnn.rules.dense import backproplayer, dense
 from jaxcnn.rules.dropout import dropout
 from jaxcnn.rules.loss import softmax_cross_entropy
 from jaxcnn.rules.normalization import batch_norm, frozen_batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from jaxcnn.rules.pooling import g_maxpool, max_pool
+from jaxcnn.rules.regression_loss import huber_loss, mean_squared_error
 from jaxcnn.rules.resize import (
     depth_to_space,
     reflect_pad,
@@ -97,11 +99,13 @@ __all__ = [
     "global_avg_pool",
     "global_max_pool",
     "group_norm",
+    "huber_loss",
     "init_train_state",
     "instance_norm",
     "layer_norm",
     "load",
     "max_pool",
+    "mean_squared_error",
     "models",
     "per_sample_gradients",
     "reflect_pad",
@@ -113,6 +117,8 @@ __all__ = [
     "sequential",
     "shuffled",
     "sigmoid",
+    "sigmoid_binary_cross_entropy",
+    "sigmoid_focal_loss",
     "softmax_cross_entropy",
     "space_to_depth",
     "train_step",

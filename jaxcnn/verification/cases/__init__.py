@@ -5,10 +5,10 @@ Each file holds the cases of one family: `short`, every rule and layer once at e
 
 from __future__ import annotations
 
-from jaxcnn.verification.cases import normalization, pooling, resize, source
+from jaxcnn.verification.cases import loss, normalization, pooling, resize, source
 from jaxcnn.verification.cases.case import Case
 
-FAMILIES = (source, pooling, resize, normalization)
+FAMILIES = (source, pooling, resize, normalization, loss)
 
 
 def short_cases() -> list[Case]:
