@@ -17,6 +17,7 @@ import planted_convolution
 import planted_dense
 import planted_layers
 import planted_loss
+import planted_losses
 import planted_overridden
 import planted_pooling
 import planted_small
@@ -32,6 +33,7 @@ FAULTS: list[Fault] = [
     *planted_activation.FAULTS,
     *planted_dense.FAULTS,
     *planted_loss.FAULTS,
+    *planted_losses.FAULTS,
     *planted_small.FAULTS,
     *planted_overridden.FAULTS,
     *planted_layers.FAULTS,
@@ -50,7 +52,10 @@ def family(fault: Fault) -> str:
     return name if name in BUILT_IN else f"own: {name}"
 
 
-BUILT_IN = ("conv2d", "relu", "sigmoid", "flatten", "dense")
+BUILT_IN = (
+    *("conv2d", "relu", "sigmoid", "flatten", "dense"),
+    *("sigmoid_binary_cross_entropy", "sigmoid_focal_loss", "mean_squared_error", "huber_loss"),
+)
 
 
 def cause_given(fault: Fault) -> str:
