@@ -101,26 +101,27 @@ def sigmoid_focal_loss_forward(
     """
     _check_focal(logits, labels, alpha, gamma)
     z, y = _wide(logits, labels)
-    losses = _weights(y, alpha) * _power(z, _wrong(z, y), gamma) * _cross_entropy(z, y)
-    return losses.mean().astype(logits.dtype), BinaryResiduals(logits, labels)
+    costs = _cross_entropy(z, y)
+    power, _ = _powers(z, _wrong(z, y), costs, gamma)
+    return (_weights(y, alpha) * power * costs).mean().astype(logits.dtype), BinaryResiduals(logits, labels)
 
 
 # L = w m^γ C with C the cross-entropy above, m = (1 - y) p + y q and w = α y + (1 - α)(1 - y), or 1 without α. With
-# dm/dz = (1 - 2y) p q, dm/dy = q - p, dw/dy = 2α - 1, or 0, and d(m^γ) = γ m^γ dm / m,
+# dm/dz = (1 - 2y) p q, dm/dy = q - p, dw/dy = 2α - 1, or 0, and Q = m^(γ - 1) C,
 #
-#     dL/dz = w m^γ ((1 - y) p - y q + γ (1 - 2y) p q C/m),      dL/dy = m^γ (dw/dy C + w (γ (q - p) C/m - z)).
+#     dL/dz = w (m^γ ((1 - y) p - y q) + γ Q (1 - 2y) p q),      dL/dy = dw/dy m^γ C + w (γ Q (q - p) - m^γ z).
 #
-# As p tends to y = 0 or 1, C and m tend to 0 together and C/m to 1: in this form nothing is 0 · ∞, whatever γ is. The
-# mean over n elements divides both by n.
+# As p tends to y = 0 or 1, C and m tend to 0 together, C/m to 1 and Q to m^γ: nothing is 0 · ∞ in this form, also where
+# γ < 1. The mean over n elements divides both by n.
 def sigmoid_focal_loss_backward(residuals: BinaryResiduals, dy: Array, *, alpha, gamma):
     logits, labels = residuals
     z, y = _wide(logits, labels)
-    p, q, m, costs = jax.nn.sigmoid(z), jax.nn.sigmoid(-z), _wrong(z, y), _cross_entropy(z, y)
-    ratio, power, weights = _ratio(costs, m), _power(z, m, gamma), _weights(y, alpha)
+    p, q, costs, weights = jax.nn.sigmoid(z), jax.nn.sigmoid(-z), _cross_entropy(z, y), _weights(y, alpha)
+    power, product = _powers(z, _wrong(z, y), costs, gamma)
     share = at_least_float32(dy) / logits.size
-    dlogits = weights * power * ((1 - y) * p - y * q + gamma * (1 - 2 * y) * p * q * ratio)
+    dlogits = weights * (power * ((1 - y) * p - y * q) + gamma * product * (1 - 2 * y) * p * q)
     dweights = 0 if alpha is None else 2 * alpha - 1
-    dlabels = power * (dweights * costs + weights * (gamma * (q - p) * ratio - z))
+    dlabels = dweights * power * costs + weights * (gamma * product * (q - p) - power * z)
     return (dlogits * share).astype(logits.dtype), _of_labels(labels, dlabels * share)
 
 
@@ -158,21 +159,15 @@ def _weights(y, alpha):
     return 1 if alpha is None else alpha * y + (1 - alpha) * (1 - y)
 
 
-# Where m is as small as below, the label is 0 or 1, m = e^-|z| and C/m = 1. The unused branches are kept finite, and so
-# are their derivatives.
+def _powers(z, m, costs, gamma) -> tuple[Array, Array]:
+    """m^γ and m^(γ - 1) C; no power of a negative number.
 
-
-def _power(z, m, gamma):
-    """m^γ; no power of a negative number."""
-    tiny = jnp.finfo(m.dtype).tiny
-    power = jnp.where(m < tiny, jnp.exp(-gamma * jnp.abs(z)), jnp.maximum(m, tiny) ** gamma)
-    return jnp.where(m < 0, jnp.nan, power)
-
-
-def _ratio(costs, m):
-    """C/m; its derivative has m² in the denominator."""
-    small = float(jnp.finfo(m.dtype).tiny) ** 0.5
-    return jnp.where(m < small, 1, costs / jnp.maximum(m, small))
+    Where m^(γ - 2), which is in their derivatives, would overflow, the label is 0 or 1: there m = C = e^-|z|.
+    """
+    floor = float(jnp.finfo(m.dtype).tiny) ** (1 if gamma >= 1 else 0.5)
+    small, floored = jnp.exp(-gamma * jnp.abs(z)), jnp.maximum(m, floor)
+    power, product = (jnp.where(m < floor, small, usual) for usual in (floored**gamma, floored ** (gamma - 1) * costs))
+    return jnp.where(m < 0, jnp.nan, power), product
 
 
 def _check(function: str, logits: Array, labels: Array) -> None:
