@@ -43,6 +43,7 @@ from jaxcnn.layers import (
 from jaxcnn.rule import Rule, Static
 from jaxcnn.rules.activation import relu, sigmoid
 from jaxcnn.rules.average_pooling import adaptive_avg_pool, avg_pool, global_avg_pool, global_max_pool
+from jaxcnn.rules.binary_loss import sigmoid_binary_cross_entropy, sigmoid_focal_loss
 from jaxcnn.rules.convolution import conv2d, rotate180
 from jaxcnn.rules.convolution_1d_3d import conv1d, conv3d
 from jaxcnn.rules.dense import backproplayer, dense
@@ -51,6 +52,7 @@ from jaxcnn.rules.loss import softmax_cross_entropy
 from jaxcnn.rules.normalization import batch_norm, frozen_batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from jaxcnn.rules.piecewise_activation import elu, hard_sigmoid, hard_swish, leaky_relu, prelu, relu6, selu
 from jaxcnn.rules.pooling import g_maxpool, max_pool
+from jaxcnn.rules.regression_loss import huber_loss, mean_squared_error
 from jaxcnn.rules.resize import (
     depth_to_space,
     reflect_pad,
@@ -137,6 +139,7 @@ __all__ = [
     "group_norm",
     "hard_sigmoid",
     "hard_swish",
+    "huber_loss",
     "init_train_state",
     "instance_norm",
     "layer_norm",
@@ -144,6 +147,7 @@ __all__ = [
     "load",
     "log_softmax",
     "max_pool",
+    "mean_squared_error",
     "models",
     "per_sample_gradients",
     "prelu",
@@ -160,6 +164,8 @@ __all__ = [
     "sigmoid",
     "silu",
     "softmax",
+    "sigmoid_binary_cross_entropy",
+    "sigmoid_focal_loss",
     "softmax_cross_entropy",
     "softplus",
     "space_to_depth",

@@ -44,9 +44,15 @@ def rng():
 def draw(rng: np.random.Generator, *shapes: Any, dtype: Any = np.float64) -> tuple[np.ndarray, ...]:
     """For each shape a random array of multiples of 1/2: distinct enough, with exact zeros and ties.
 
-    What is no shape, an array or None, is handed on.
+    What is no shape, an array or None, is handed on, floating arrays in the dtype.
     """
-    return tuple((rng.normal(size=s) * 3).round().astype(dtype) / 2 if isinstance(s, tuple) else s for s in shapes)
+
+    def one(shape):
+        if isinstance(shape, tuple):
+            return (rng.normal(size=shape) * 3).round().astype(dtype) / 2
+        return shape.astype(dtype) if isinstance(shape, np.ndarray) and shape.dtype.kind == "f" else shape
+
+    return tuple(map(one, shapes))
 
 
 def random_like(rng: np.random.Generator, tree: Any) -> Any:
@@ -189,4 +195,14 @@ CASES = {
     "rms_norm": Case(jaxcnn.rms_norm, ((4, 3), (3,)), {"epsilon": 0.1}),
     # One mask for all samples, which may then be divided among devices.
     "dropout": Case(jaxcnn.dropout, ((4, 5), np.array([1, 2], np.uint32)), {"rate": 0.4, "broadcast": (0,)}),
+    "smoothed cross-entropy": Case(jaxcnn.softmax_cross_entropy, ((4, 3), (4, 3)), {"label_smoothing": 0.2}),
+    "binary cross-entropy": Case(jaxcnn.sigmoid_binary_cross_entropy, ((4, 3), (4, 3))),
+    # Small logits and labels: with 2 and -1 times these the probability of the wrong answer is still positive.
+    "focal loss": Case(
+        jaxcnn.sigmoid_focal_loss,
+        (np.linspace(-0.9, 1, 12).reshape(4, 3), np.linspace(0, 0.1, 12).reshape(4, 3)),
+        {"alpha": 0.3, "gamma": 1.5},
+    ),
+    "mean_squared_error": Case(jaxcnn.mean_squared_error, ((4, 3), (4, 3))),
+    "huber_loss": Case(jaxcnn.huber_loss, ((4, 3), (4, 3))),
 }

@@ -18,6 +18,7 @@ import planted_convolution_1d_3d
 import planted_dense
 import planted_layers
 import planted_loss
+import planted_losses
 import planted_overridden
 import planted_piecewise_activation
 import planted_pooling
@@ -38,6 +39,7 @@ FAULTS: list[Fault] = [
     *planted_smooth_activation.FAULTS,
     *planted_dense.FAULTS,
     *planted_loss.FAULTS,
+    *planted_losses.FAULTS,
     *planted_small.FAULTS,
     *planted_overridden.FAULTS,
     *planted_layers.FAULTS,
@@ -60,6 +62,7 @@ BUILT_IN = (
     *("conv2d", "relu", "sigmoid", "flatten", "dense"),
     *("relu6", "leaky_relu", "prelu", "elu", "selu", "hard_sigmoid", "hard_swish"),
     *("tanh", "softplus", "silu", "gelu", "softmax", "log_softmax"),
+    *("sigmoid_binary_cross_entropy", "sigmoid_focal_loss", "mean_squared_error", "huber_loss"),
 )
 
 

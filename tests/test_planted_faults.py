@@ -12,6 +12,7 @@ NAMES = [f"{family(f)}: {f.name}" for f in FAULTS]
 FAMILIES = (
     *("conv2d", "max_pool first", "max_pool split", "max_pool all", "relu", "sigmoid", "flatten", "dense"),
     *("softmax_cross_entropy indices", "softmax_cross_entropy rows", "layer"),
+    *("sigmoid_binary_cross_entropy", "sigmoid_focal_loss", "mean_squared_error", "huber_loss"),
 )
 
 

@@ -13,6 +13,10 @@ from jaxcnn.verification.cases import activation, normalization, pooling, resize
 from jaxcnn.verification.cases.case import Case
 
 FAMILIES = (source, pooling, resize, normalization, activation)
+from jaxcnn.verification.cases import loss, normalization, pooling, resize, source
+from jaxcnn.verification.cases.case import Case
+
+FAMILIES = (source, pooling, resize, normalization, loss)
 
 
 def short_cases() -> list[Case]:
