@@ -16,6 +16,7 @@ normal, whole = draws(2)
 IMAGES = (normal(2, 6, 4, 3),)
 ODD = (normal(2, 5, 4, 3),)
 SQUARE = (normal(2, 4, 4, 3),)
+WIDE = (normal(2, 7, 6, 2),)
 TIED = (whole(2, 4, 4, 3),)
 ZEROS = (np.maximum(whole(2, 2, 2, 3), 0) * np.array([0, 1, 1]),)
 OVERLAP = {"window": 3, "stride": 1}
@@ -86,6 +87,13 @@ AVG_POOL = [
         IMAGES,
         "border",
         count_padding=True,
+        **SAME,
+    ),
+    fault(
+        "zeros at the edge counted, inner places",
+        broken(avg_pool, static={"count_padding": True}),
+        WIDE,
+        "border",
         **SAME,
     ),
     fault(
@@ -337,28 +345,30 @@ def each_a_mean(old, new):
     return covered / covered.sum(0)
 
 
-WIDE = (normal(2, 6, 5, 3),)
+UNEVEN = (normal(2, 6, 5, 3),)
 EVEN = (normal(2, 4, 4, 3),)
 ADAPTIVE_AVG_POOL = [
     fault("not divided, windows of one size", by_matrices(not_divided), EVEN, "scaled", size=2),
-    fault("not divided", by_matrices(not_divided), WIDE, "unknown", size=3),
-    fault("divided by H / n", by_matrices(of_one_length), WIDE, "unknown", size=3),
-    fault("divided by the longest window", by_matrices(of_the_longest), WIDE, "unknown", size=3),
-    fault("divided by the number of windows", by_matrices(each_a_mean), WIDE, "unknown", size=3),
+    fault("not divided", by_matrices(not_divided), UNEVEN, "unknown", size=3),
+    fault("divided by H / n", by_matrices(of_one_length), UNEVEN, "unknown", size=3),
+    fault("divided by the longest window", by_matrices(of_the_longest), UNEVEN, "unknown", size=3),
+    fault("divided by the number of windows", by_matrices(each_a_mean), UNEVEN, "unknown", size=3),
     fault(
         "overlapping windows overwrite one another",
         by_matrices(last_window_only),
-        WIDE,
+        UNEVEN,
         "unknown partial",
         note="some windows are left out, which are neither samples nor channels",
         size=3,
     ),
-    fault("windows without their overlap", by_matrices(side_by_side), WIDE, "unknown", size=3),
-    fault("negated", broken(adaptive_avg_pool, x=jnp.negative), WIDE, "negated", size=3),
+    fault("windows without their overlap", by_matrices(side_by_side), UNEVEN, "unknown", size=3),
+    fault("negated", broken(adaptive_avg_pool, x=jnp.negative), UNEVEN, "negated", size=3),
     fault("H and W exchanged", broken(adaptive_avg_pool, x=lambda d: d.swapaxes(1, 2)), EVEN, "transposed", size=3),
-    fault("first sample only", broken(adaptive_avg_pool, x=lambda d: d.at[1:].set(0)), WIDE, "partial", size=3),
-    fault("last column left out", broken(adaptive_avg_pool, x=lambda d: d.at[:, :, -1].set(0)), WIDE, "border", size=3),
-    fault("dx of dy's shape", broken(adaptive_avg_pool, x=lambda d: d[:, :3, :3]), WIDE, "structure", size=3),
+    fault("first sample only", broken(adaptive_avg_pool, x=lambda d: d.at[1:].set(0)), UNEVEN, "partial", size=3),
+    fault(
+        "last column left out", broken(adaptive_avg_pool, x=lambda d: d.at[:, :, -1].set(0)), UNEVEN, "border", size=3
+    ),
+    fault("dx of dy's shape", broken(adaptive_avg_pool, x=lambda d: d[:, :3, :3]), UNEVEN, "structure", size=3),
 ]
 
 FAULTS = AVG_POOL + GLOBAL_AVG_POOL + GLOBAL_MAX_POOL + ADAPTIVE_AVG_POOL

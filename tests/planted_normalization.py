@@ -12,13 +12,13 @@ from planted_base import after, broken, draws, fault
 
 from jaxcnn import batch_norm, frozen_batch_norm, layer_norm, rms_norm
 
-normal, _ = draws(0)
+normal, _ = draws(7)  # of seed 0 are the cotangents of the verifier: dx of x is nearly 0
 
 ROWS = (normal(5, 4), normal(4), normal(4))
 IMAGES = (normal(2, 5, 3, 4), normal(4), normal(4))
 CONSTANT = (ROWS[0] * [1, 0, 1, 1], *ROWS[1:])  # the second channel
 FAR = (ROWS[0].astype(np.float16) + 64, *ROWS[1:])  # exact in float32
-FROZEN = (*ROWS, normal(4), np.abs(normal(4)) + 0.5)
+FROZEN = (*ROWS, normal(4), np.array([0.5, 0.75, 1.5, 3.0]))
 SQUARE = (normal(2, 3, 3, 4), *IMAGES[1:])
 FROZEN_IMAGES = (*IMAGES, *FROZEN[3:])
 
