@@ -18,6 +18,7 @@ ODD = (normal(2, 5, 4, 3),)
 SQUARE = (normal(2, 4, 4, 3),)
 WIDE = (normal(2, 7, 6, 2),)
 TIED = (whole(2, 4, 4, 3),)
+PARTLY_TIED = (np.where(np.arange(3) < 2, TIED[0], SQUARE[0]),)
 ZEROS = (np.maximum(whole(2, 2, 2, 3), 0) * np.array([0, 1, 1]),)
 OVERLAP = {"window": 3, "stride": 1}
 SAME = {"window": 3, "stride": 1, "padding": "SAME"}
@@ -239,6 +240,10 @@ def last(won):
     return won * (jnp.cumsum(won[:, ::-1], 1)[:, ::-1] == 1)
 
 
+def untied(won):
+    return won * (won.sum(1, keepdims=True) == 1)
+
+
 def column_first(won):
     return turned(first(turned(won)))
 
@@ -263,7 +268,8 @@ GLOBAL_MAX_POOL = [
     fault("ties share the gradient", broken(global_max_pool, static={"ties": "split"}), TIED, "ties"),
     fault("the last tie gets the gradient", by_winners(last), TIED, "ties"),
     fault("the first tie in column-major order gets the gradient", by_winners(column_first), TIED, "ties"),
-    fault("no tie gets the gradient", by_winners(lambda won: won * (won.sum(1, keepdims=True) == 1)), TIED, "ties"),
+    fault("no tie gets the gradient", by_winners(untied), PARTLY_TIED, "ties"),
+    fault("no tie gets the gradient, all tie", by_winners(untied), TIED, "ties zero", note="nothing gets it"),
     fault("split: all get it", broken(global_max_pool, static={"ties": "all"}), TIED, "ties", ties="split"),
     fault("split: the first gets it", broken(global_max_pool, static={"ties": "first"}), TIED, "ties", ties="split"),
     fault("split: divided by H·W", broken(global_max_pool, x=lambda d: d / 16), SQUARE, "scaled", ties="split"),

@@ -15,6 +15,7 @@ normal, whole = draws(6)
 KEY = np.array([0, 7], np.uint32)
 ROWS, SQUARE, IMAGES = (normal(4, 6), KEY), (normal(5, 5), KEY), (normal(2, 3, 2, 5), KEY)
 ZEROS = (whole(4, 6), KEY)
+ONE_SAMPLE = (IMAGES[0], np.array([0, 5], np.uint32))  # of which whole samples are drawn, one is left out
 RATE, SPATIAL = {"rate": 0.4}, {"rate": 0.4, "broadcast": (1, 2)}
 
 
@@ -142,7 +143,7 @@ FAULTS = [
     fault(
         "whole samples for whole channels",
         broken(dropout, static={"broadcast": (1, 2, 3)}),
-        IMAGES,
+        ONE_SAMPLE,
         "unknown",
         **SPATIAL,
     ),
