@@ -84,15 +84,6 @@ def family(fault: Fault) -> str:
         return f"own: {fault.rule.name}"
     if name == "softmax_cross_entropy":
         return f"{name} {'rows' if fault.arrays[1].ndim == 2 else 'indices'}"
-    return name if name in BUILT_IN else f"own: {name}"
-
-
-BUILT_IN = (
-    *("conv2d", "relu", "sigmoid", "flatten", "dense"),
-    *("relu6", "leaky_relu", "prelu", "elu", "selu", "hard_sigmoid", "hard_swish"),
-    *("tanh", "softplus", "silu", "gelu", "softmax", "log_softmax"),
-    *("sigmoid_binary_cross_entropy", "sigmoid_focal_loss", "mean_squared_error", "huber_loss"),
-)
     ties = fault.rule.static(**fault.static).get("ties")
     return f"{name} {ties}" if ties else name
 

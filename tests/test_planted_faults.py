@@ -9,11 +9,6 @@ from planted_faults import CAUSES, FAMILIES, FAULTS, cause_given, family, really
 import jaxcnn
 
 NAMES = [f"{family(f)}: {f.name}" for f in FAULTS]
-FAMILIES = (
-    *("conv2d", "max_pool first", "max_pool split", "max_pool all", "relu", "sigmoid", "flatten", "dense"),
-    *("softmax_cross_entropy indices", "softmax_cross_entropy rows", "layer"),
-    *("sigmoid_binary_cross_entropy", "sigmoid_focal_loss", "mean_squared_error", "huber_loss"),
-)
 
 
 @pytest.mark.long

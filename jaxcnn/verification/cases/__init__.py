@@ -5,18 +5,10 @@ Each file holds the cases of one family: `short`, every rule and layer once at e
 
 from __future__ import annotations
 
-from jaxcnn.verification.cases import convolution, normalization, pooling, resize, source
+from jaxcnn.verification.cases import activation, convolution, loss, normalization, pooling, resize, source
 from jaxcnn.verification.cases.case import Case
 
-FAMILIES = (source, convolution, pooling, resize, normalization)
-from jaxcnn.verification.cases import activation, normalization, pooling, resize, source
-from jaxcnn.verification.cases.case import Case
-
-FAMILIES = (source, pooling, resize, normalization, activation)
-from jaxcnn.verification.cases import loss, normalization, pooling, resize, source
-from jaxcnn.verification.cases.case import Case
-
-FAMILIES = (source, pooling, resize, normalization, loss)
+FAMILIES = (source, convolution, pooling, resize, normalization, activation, loss)
 
 
 def short_cases() -> list[Case]:
