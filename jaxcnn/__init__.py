@@ -9,7 +9,9 @@ from jaxcnn.layers import (
     SELU,
     AdaptiveAvgPool,
     AvgPool,
+    Conv1D,
     Conv2D,
+    Conv3D,
     ConvTranspose2D,
     Dense,
     DepthToSpace,
@@ -41,13 +43,16 @@ from jaxcnn.layers import (
 from jaxcnn.rule import Rule, Static
 from jaxcnn.rules.activation import relu, sigmoid
 from jaxcnn.rules.average_pooling import adaptive_avg_pool, avg_pool, global_avg_pool, global_max_pool
+from jaxcnn.rules.binary_loss import sigmoid_binary_cross_entropy, sigmoid_focal_loss
 from jaxcnn.rules.convolution import conv2d, rotate180
+from jaxcnn.rules.convolution_1d_3d import conv1d, conv3d
 from jaxcnn.rules.dense import backproplayer, dense
 from jaxcnn.rules.dropout import dropout
 from jaxcnn.rules.loss import softmax_cross_entropy
 from jaxcnn.rules.normalization import batch_norm, frozen_batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from jaxcnn.rules.piecewise_activation import elu, hard_sigmoid, hard_swish, leaky_relu, prelu, relu6, selu
 from jaxcnn.rules.pooling import g_maxpool, max_pool
+from jaxcnn.rules.regression_loss import huber_loss, mean_squared_error
 from jaxcnn.rules.resize import (
     depth_to_space,
     reflect_pad,
@@ -77,7 +82,9 @@ __all__ = [
     "SELU",
     "AdaptiveAvgPool",
     "AvgPool",
+    "Conv1D",
     "Conv2D",
+    "Conv3D",
     "ConvTranspose2D",
     "Dense",
     "DepthToSpace",
@@ -113,7 +120,9 @@ __all__ = [
     "avg_pool",
     "backproplayer",
     "batch_norm",
+    "conv1d",
     "conv2d",
+    "conv3d",
     "conv_transpose2d",
     "dense",
     "depth_to_space",
@@ -130,6 +139,7 @@ __all__ = [
     "group_norm",
     "hard_sigmoid",
     "hard_swish",
+    "huber_loss",
     "init_train_state",
     "instance_norm",
     "layer_norm",
@@ -137,6 +147,7 @@ __all__ = [
     "load",
     "log_softmax",
     "max_pool",
+    "mean_squared_error",
     "models",
     "per_sample_gradients",
     "prelu",
@@ -151,6 +162,8 @@ __all__ = [
     "sequential",
     "shuffled",
     "sigmoid",
+    "sigmoid_binary_cross_entropy",
+    "sigmoid_focal_loss",
     "silu",
     "softmax",
     "softmax_cross_entropy",

@@ -151,6 +151,27 @@ class Rule(Generic[P]):
         """Another rule with some fields changed: `conv2d.replace(backward=mine)`. Reference and batch axes stay."""
         return dataclasses.replace(self, **changes)  # pyright: ignore[reportCallIssue]
 
+    def partial(self, **static: Any) -> Rule:
+        """The same rule with other defaults of its static arguments: for what calls a rule with its arrays alone.
+
+        Rules made alike are equal, so that jit compiles for them once.
+
+        >>> import jaxcnn
+        >>> loss = jaxcnn.softmax_cross_entropy.partial(label_smoothing=0.1)
+        >>> loss.static()
+        {'label_smoothing': 0.1}
+        >>> loss == jaxcnn.softmax_cross_entropy.partial(label_smoothing=0.1)
+        True
+        """
+        parameters = self._signature.parameters.values()
+        names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        if unknown := [n for n in static if n not in names]:
+            takes = f"the static arguments {', '.join(names)}" if names else "nothing: there are no static arguments"
+            raise TypeError(f"{self.name}: partial takes {takes}; got {', '.join(unknown)}")
+        given = {n: _hashable(self.name, n, v) for n, v in static.items()}
+        passes = {"forward": self.forward, "backward": self.backward, "reference": self.reference}
+        return self.replace(**{n: None if f is None else _bound(f, given) for n, f in passes.items()})
+
     def autodiff(self) -> Rule:
         """The same forward, its backward made by `jax.vjp` of the reference: what the hand-written one must equal."""
         return self._autodiff
@@ -230,6 +251,28 @@ def checked_cotangent(where: str, cotangent: Any, array: Described | None) -> An
     if got is None or (got.shape, got.dtype) != (array.shape, array.dtype):
         raise TypeError(f"{where} is {got}, its array is {array}; shape and dtype must be equal")
     return _vary(cotangent, array.varying)
+
+
+class _Bound(functools.partial):
+    """A partial function that equals another one of the same function and values."""
+
+    __signature__: inspect.Signature
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Bound) and (self.func, self.keywords) == (other.func, other.keywords)
+
+    def __hash__(self) -> int:
+        return hash((self.func, frozenset(self.keywords.items())))
+
+
+def _bound(function: Callable[..., Any], static: dict[str, Hashable]) -> _Bound:
+    if isinstance(function, _Bound):
+        function, static = function.func, function.keywords | static
+    bound = _Bound(function, **static)
+    signature = inspect.signature(bound)  # before update_wrapper hides it behind the function's own
+    functools.update_wrapper(bound, function)
+    bound.__signature__ = signature
+    return bound
 
 
 def _kind(value: Any) -> str:

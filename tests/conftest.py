@@ -44,9 +44,15 @@ def rng():
 def draw(rng: np.random.Generator, *shapes: Any, dtype: Any = np.float64) -> tuple[np.ndarray, ...]:
     """For each shape a random array of multiples of 1/2: distinct enough, with exact zeros and ties.
 
-    What is no shape, an array or None, is handed on.
+    What is no shape, an array or None, is handed on, floating arrays in the dtype.
     """
-    return tuple((rng.normal(size=s) * 3).round().astype(dtype) / 2 if isinstance(s, tuple) else s for s in shapes)
+
+    def one(shape):
+        if isinstance(shape, tuple):
+            return (rng.normal(size=shape) * 3).round().astype(dtype) / 2
+        return shape.astype(dtype) if isinstance(shape, np.ndarray) and shape.dtype.kind == "f" else shape
+
+    return tuple(map(one, shapes))
 
 
 def random_like(rng: np.random.Generator, tree: Any) -> Any:
@@ -143,6 +149,8 @@ class Case(NamedTuple):
 CASES = {
     "conv2d": Case(jaxcnn.conv2d, ((4, 5, 4, 3), (2, 3, 2, 3), (2,))),
     "conv2d without bias": Case(jaxcnn.conv2d, ((2, 5, 5, 2), (4, 3, 3, 1)), {"stride": 2, "groups": 2}),
+    "conv1d": Case(jaxcnn.conv1d, ((4, 7, 3), (2, 3, 3), (2,)), {"stride": 2}),
+    "conv3d": Case(jaxcnn.conv3d, ((4, 3, 2, 4, 2), (3, 2, 1, 3, 2), (3,))),
     "max_pool first": Case(jaxcnn.max_pool, ((4, 5, 4, 2),), {"ties": "first"}),
     "max_pool split": Case(jaxcnn.max_pool, ((2, 5, 4, 2),), {"ties": "split", "window": 3, "stride": 1}),
     "max_pool all": Case(jaxcnn.max_pool, ((2, 5, 4, 2),), {"ties": "all"}),
@@ -187,4 +195,14 @@ CASES = {
     "rms_norm": Case(jaxcnn.rms_norm, ((4, 3), (3,)), {"epsilon": 0.1}),
     # One mask for all samples, which may then be divided among devices.
     "dropout": Case(jaxcnn.dropout, ((4, 5), np.array([1, 2], np.uint32)), {"rate": 0.4, "broadcast": (0,)}),
+    "smoothed cross-entropy": Case(jaxcnn.softmax_cross_entropy, ((4, 3), (4, 3)), {"label_smoothing": 0.2}),
+    "binary cross-entropy": Case(jaxcnn.sigmoid_binary_cross_entropy, ((4, 3), (4, 3))),
+    # Small logits and labels: with 2 and -1 times these the probability of the wrong answer is still positive.
+    "focal loss": Case(
+        jaxcnn.sigmoid_focal_loss,
+        (np.linspace(-0.9, 1, 12).reshape(4, 3), np.linspace(0, 0.1, 12).reshape(4, 3)),
+        {"alpha": 0.3, "gamma": 1.5},
+    ),
+    "mean_squared_error": Case(jaxcnn.mean_squared_error, ((4, 3), (4, 3))),
+    "huber_loss": Case(jaxcnn.huber_loss, ((4, 3), (4, 3))),
 }

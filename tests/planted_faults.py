@@ -6,6 +6,7 @@ python tests/planted_faults.py [--peers] [--json FILE]
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import time
 from collections import Counter
@@ -13,52 +14,78 @@ from pathlib import Path
 from typing import NamedTuple
 
 import planted_activation
+import planted_average_pooling
 import planted_convolution
+import planted_convolution_1d_3d
 import planted_dense
+import planted_dropout
 import planted_layers
 import planted_loss
+import planted_losses
+import planted_normalization
+import planted_normalization_of_samples
 import planted_overridden
 import planted_piecewise_activation
 import planted_pooling
+import planted_resize
 import planted_small
 import planted_smooth_activation
+import planted_transposed
+import planted_upsampling
 from planted_base import CAUSES, Fault, really_wrong
 
 import jaxcnn
+from jaxcnn.rules.pooling import TIES
 
-__all__ = ["CAUSES", "FAULTS", "Fault", "cause_given", "family", "really_wrong"]
+__all__ = ["CAUSES", "FAMILIES", "FAULTS", "Fault", "cause_given", "family", "really_wrong"]
 
 FAULTS: list[Fault] = [
     *planted_convolution.FAULTS,
+    *planted_convolution_1d_3d.FAULTS,
+    *planted_transposed.FAULTS,
     *planted_pooling.FAULTS,
+    *planted_average_pooling.FAULTS,
+    *planted_resize.FAULTS,
+    *planted_upsampling.FAULTS,
+    *planted_normalization.FAULTS,
+    *planted_normalization_of_samples.FAULTS,
+    *planted_dropout.FAULTS,
     *planted_activation.FAULTS,
     *planted_piecewise_activation.FAULTS,
     *planted_smooth_activation.FAULTS,
     *planted_dense.FAULTS,
     *planted_loss.FAULTS,
+    *planted_losses.FAULTS,
     *planted_small.FAULTS,
     *planted_overridden.FAULTS,
     *planted_layers.FAULTS,
 ]
 
 
+PUBLIC = {rule.name: rule for name in jaxcnn.__all__ if isinstance(rule := getattr(jaxcnn, name), jaxcnn.Rule)}
+
+
+def variants(rule: jaxcnn.Rule) -> list[str]:
+    """What the faults of a public rule are counted under: its name, with each convention for ties, kind of labels."""
+    kinds = TIES if "ties" in inspect.signature(rule.forward).parameters else ()
+    kinds = ("indices", "rows") if rule.name == "softmax_cross_entropy" else kinds
+    return [f"{rule.name} {kind}" for kind in kinds] or [rule.name]
+
+
+FAMILIES = ("layer", *(name for rule in PUBLIC.values() for name in variants(rule)))
+
+
 def family(fault: Fault) -> str:
-    """What the fault is counted under: its rule, max_pool with its ties, the loss with its labels, or "layer"."""
+    """The one of FAMILIES to which it belongs, or "own: " and the name of the catalogue's own rule."""
     if isinstance(fault.rule, jaxcnn.Layer):
         return "layer"
-    name = fault.rule.name
-    if name == "max_pool":
-        return f"max_pool {fault.static.get('ties', 'first')}"
+    name = fault.right.name
+    if PUBLIC.get(name) != fault.right:  # a rule of the catalogue's own may have a public one's name
+        return f"own: {fault.rule.name}"
     if name == "softmax_cross_entropy":
         return f"{name} {'rows' if fault.arrays[1].ndim == 2 else 'indices'}"
-    return name if name in BUILT_IN else f"own: {name}"
-
-
-BUILT_IN = (
-    *("conv2d", "relu", "sigmoid", "flatten", "dense"),
-    *("relu6", "leaky_relu", "prelu", "elu", "selu", "hard_sigmoid", "hard_swish"),
-    *("tanh", "softplus", "silu", "gelu", "softmax", "log_softmax"),
-)
+    ties = fault.rule.static(**fault.static).get("ties")
+    return f"{name} {ties}" if ties else name
 
 
 def cause_given(fault: Fault) -> str:

@@ -28,7 +28,7 @@ BY_ROW, LARGE_BY_ROW, ANY_ROW = (LOGITS, rows_of(4, 3)), (LARGE, rows_of(4, 3)),
 def delta(softmax=jax.nn.softmax, target=None, count=4.0, sign=1.0):
     """softmax_cross_entropy of indices with (a - y) / count, parts of it exchanged."""
 
-    def backward(r, dy):
+    def backward(r, dy, **static):
         y = jax.nn.one_hot(r.labels, r.logits.shape[-1], dtype=r.logits.dtype)
         return sign * (softmax(r.logits) - (y if target is None else target(y))) / count * dy, None
 
@@ -40,9 +40,9 @@ def naive(z):
     return jnp.exp(z) / jnp.exp(z).sum(-1, keepdims=True)
 
 
-def without_sum(r, dy):
+def without_sum(r, dy, **static):
     """The source's delta, which holds where the labels of a sample sum to one."""
-    _, labels = softmax_cross_entropy.backward(r, dy)
+    _, labels = softmax_cross_entropy.backward(r, dy, **static)
     return (jax.nn.softmax(r.logits) - r.labels) * dy / 4, labels
 
 

@@ -13,7 +13,8 @@ from jaxcnn.verification.cases import short_cases
 RULES = {n: getattr(jaxcnn, n) for n in jaxcnn.__all__ if isinstance(getattr(jaxcnn, n), jaxcnn.Rule)}
 # Each constructor, and what its layer is called.
 CONSTRUCTORS = {
-    "AdaptiveAvgPool": "adaptive_avg_pool", "AvgPool": "avg_pool", "Conv2D": "conv2d",
+    "AdaptiveAvgPool": "adaptive_avg_pool", "AvgPool": "avg_pool", "Conv1D": "conv1d",
+    "Conv2D": "conv2d", "Conv3D": "conv3d",
     "ConvTranspose2D": "conv_transpose2d", "Dense": "dense", "DepthToSpace": "depth_to_space", "Flatten": "flatten",
     "GlobalAvgPool": "global_avg_pool", "GlobalMaxPool": "global_max_pool", "MaxPool": "max_pool",
     "ReLU": "relu", "ReflectPad": "reflect_pad", "Sigmoid": "sigmoid", "SpaceToDepth": "space_to_depth",
@@ -89,8 +90,8 @@ def test_every_public_name_is_there_and_documented(name):
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="module 'jaxcnn' has no attribute 'conv3d'"):
-        jaxcnn.conv3d  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'jaxcnn' has no attribute 'conv4d'"):
+        jaxcnn.conv4d  # noqa: B018
 
 
 def test_import_brings_in_nothing_heavy_and_starts_no_device():

@@ -64,7 +64,8 @@ def test_a_chain_of_backproplayer_is_the_backward_pass_of_sequential(rng):
 
     logits, _, residuals = network.forward(params, state, x)
     loss, saved = softmax_cross_entropy.forward(logits, jnp.asarray(labels))
-    dlogits, _ = softmax_cross_entropy.backward(saved, jnp.ones_like(loss))  # the loss is what is differentiated
+    dy = jnp.ones_like(loss)  # the loss is what is differentiated
+    dlogits, _ = softmax_cross_entropy.backward(saved, dy, label_smoothing=0.0)
     dparams, _ = network.backward(residuals, dlogits)
 
     W = [params[f"dense_{i}"]["weights"] for i in (1, 2, 3, 4)]

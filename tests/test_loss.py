@@ -14,11 +14,15 @@ pytestmark = pytest.mark.usefixtures("x64")
 INF, NAN = np.inf, np.nan
 
 
-def of_rows(logits, labels):
+def of_rows(logits, labels, *, label_smoothing=0.0):
+    if label_smoothing:
+        labels = optax.smooth_labels(labels.astype(logits.dtype), label_smoothing)
     return optax.softmax_cross_entropy(logits, labels).mean()
 
 
-def of_indices(logits, labels):
+def of_indices(logits, labels, *, label_smoothing=0.0):
+    if label_smoothing:
+        return of_rows(logits, jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing=label_smoothing)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
@@ -43,6 +47,25 @@ def test_against_optax(kind, shape, dtype, tolerance, rng):
     labels = LABELS[kind](rng.integers(shape[-1], size=shape[:-1]), np.eye(shape[-1], dtype=dtype), noise)
     plain = of_indices if kind == "indices" else of_rows
     assert_same([softmax_cross_entropy, plain], (logits, labels), rng, tolerance)
+
+
+@pytest.mark.parametrize("smoothing", [0, 0.1, 0.75])
+@pytest.mark.parametrize("kind", LABELS)
+def test_smoothing_against_optax(kind, smoothing, rng):
+    (logits,) = draw(rng, (5, 4))
+    labels = LABELS[kind](rng.integers(4, size=5), np.eye(4), rng.random((5, 4)))
+    plain = of_indices if kind == "indices" else of_rows
+    assert_same([softmax_cross_entropy, plain], (logits, labels), rng, FLOAT64, label_smoothing=smoothing)
+
+
+def test_the_gradient_of_smoothed_labels(rng):
+    """a - y' over N, where y' gives each of K = 4 classes s/K, and the label's own 1 - s besides."""
+    logits, labels = *draw(rng, (5, 4)), np.array([0, 3, 1, 1, 2])
+    a = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    smoothed = np.where(np.arange(4) == labels[:, None], 0.625, 0.125)
+    gradient = jax.grad(softmax_cross_entropy.partial(label_smoothing=0.5))
+    assert_close(gradient(logits, labels), (a - smoothed) / 5, FLOAT64)
+    assert_close(gradient(logits, np.eye(4)[labels]), (a - smoothed) / 5, FLOAT64)
 
 
 def test_the_gradient_is_the_sources_delta(rng):
@@ -80,6 +103,26 @@ def test_extreme_logits(logits, label, loss, gradient, as_row, dtype):
     assert_close(got, (np.asarray(loss, dtype), np.array([gradient], dtype)), tolerance)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("as_row", [False, True])
+def test_extreme_logits_smoothed(as_row, dtype):
+    """A class of probability 0 costs infinitely much; the gradient stays a - y'."""
+    value_and_grad = jax.value_and_grad(softmax_cross_entropy.partial(label_smoothing=0.2))
+    labels = np.array([[1, 0]], dtype) if as_row else np.array([0])
+    for logits, loss, gradient in (([1e4, -1e4], 2e3, [0.1, -0.1]), ([0, -INF], INF, [0.1, -0.1])):
+        wanted = np.asarray(loss, dtype), np.array([gradient], dtype)
+        assert_close(value_and_grad(np.array([logits], dtype), labels), wanted, FLOAT32)
+
+
+@pytest.mark.parametrize("as_row", [False, True])
+def test_a_large_batch_in_float16(as_row):
+    """10⁵ samples: their number is infinite in float16."""
+    logits, labels = np.zeros((100_000, 2), np.float16), np.zeros(100_000, int)
+    labels = np.eye(2, dtype=np.float16)[labels] if as_row else labels
+    gradient = jax.grad(lambda logits: 1000.0 * softmax_cross_entropy(logits, labels))(logits)
+    np.testing.assert_allclose(gradient, np.broadcast_to([-5e-3, 5e-3], logits.shape), rtol=2**-10)
+
+
 @pytest.mark.parametrize("label", [-1, 3, 1000, -(2**31)])
 def test_a_label_outside_the_classes(label, rng):
     """An error where its value is known; under jit NaN in the loss and in its row, and nowhere else."""
@@ -104,8 +147,12 @@ def test_more_classes_than_the_labels_dtype_counts(dtype, rng):
     assert_close(got, wanted, EXACT)
 
 
-def loss(logits, labels, dtypes=(np.float64, np.float64)):
-    return lambda: softmax_cross_entropy(np.zeros(logits, dtypes[0]), np.zeros(labels, dtypes[1]))
+def loss(logits, labels, dtypes=(np.float64, np.float64), **static):
+    return lambda: softmax_cross_entropy(np.zeros(logits, dtypes[0]), np.zeros(labels, dtypes[1]), **static)
+
+
+def smoothed(label_smoothing):
+    return loss((2, 3), (2, 3), label_smoothing=label_smoothing)
 
 
 ERRORS = [
@@ -117,6 +164,11 @@ ERRORS = [
     (loss((2, 3), (2,)), TypeError, "labels that are class indices must be whole numbers, got float64"),
     (loss((2, 3), (2,), (float, bool)), TypeError, "labels that are class indices must be whole numbers, got bool"),
     (loss((2, 3), (2, 3), (int, int)), TypeError, "logits must be floating point, got int64"),
+    (smoothed(1.0), ValueError, "label_smoothing must be at least 0 and less than 1, got 1.0"),
+    (smoothed(-0.1), ValueError, "label_smoothing must be at least 0 and less than 1, got -0.1"),
+    (smoothed(NAN), ValueError, "label_smoothing must be at least 0 and less than 1, got nan"),
+    (smoothed("0.1"), TypeError, "label_smoothing must be a number, got '0.1'"),
+    (smoothed(True), TypeError, "label_smoothing must be a number, got True"),
     (loss((2, 3), (2, 3), (float, np.float32)), TypeError, "dtypes must be equal, got logits float64, labels float32"),
 ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -308,6 +309,56 @@ def test_replace_keeps_the_rest():
     pulled = [jax.vjp(r, x)[1](jnp.array([[1.0, 2.0], [3.0, 5.0]]))[0] for r in (jaxcnn.max_pool, rule)]
     assert_close(pulled[1], 2 * pulled[0], EXACT)
     assert pulled[0].sum() == 11
+
+
+def test_partial_sets_the_defaults_of_static_arguments(x64, rng):
+    """In all passes and in the reference; a value given in the call goes first, as in functools.partial."""
+    rule, x = scale.partial(power=3, shift=[1, 2]), np.arange(1.0, 4.0)
+    assert rule.static() == {"power": 3, "shift": (1, 2)}
+    assert rule.static(power=2)["power"] == 2
+    assert_same([rule, rule.autodiff(), rule.plain, lambda x, f: (x**3 + 3) * f], (x, np.array(2.5)), rng, FLOAT64)
+    assert_same([functools.partial(rule, power=2), lambda x: x**2 + 3], (x,), rng, FLOAT64)
+    assert_close(rule.forward(x)[0], x**3 + 3, EXACT)
+    tied = jaxcnn.max_pool.partial(ties="all")  # its reference is not its forward
+    for each in (tied, tied.autodiff()):
+        assert_close(jax.vjp(each, jnp.zeros((2, 2)))[1](jnp.full((1, 1), 3.0))[0], jnp.full((2, 2), 3.0), EXACT)
+
+
+def test_partial_rules_made_alike_are_equal():
+    made = [scale.partial(power=p, shift=s) for p, s in ((3, [0, 1]), (3, (0, 1)), (2, (0, 1)))]
+    assert (
+        made[0]
+        == made[1]
+        == scale.partial(shift=(0, 1)).partial(power=3)
+        == scale.partial(power=2, shift=(0, 1)).partial(power=3)
+    )
+    assert len({*made, scale}) == 3
+    assert pickle.loads(pickle.dumps(made[0])) == made[0]
+
+
+def test_partial_keeps_name_documentation_and_fields():
+    rule = jaxcnn.max_pool.partial(ties="all", window=3)
+    assert (rule.name, rule.__doc__, rule.batch_axes) == ("max_pool", jaxcnn.max_pool.__doc__, (0,))
+    parameters = inspect.signature(rule).parameters
+    assert {n: p.default for n, p in parameters.items() if n != "x"} == {
+        "window": 3, "stride": None, "padding": "VALID", "ties": "all",
+    }  # fmt: skip
+    assert rule.__module__ == "jaxcnn.rules.pooling"
+
+
+@pytest.mark.parametrize(
+    ("rule", "given", "message"),
+    [
+        (scale, {"power": 2, "shfit": (1, 2)}, "scale: partial takes the static arguments power, shift; got shfit"),
+        (scale, {"factor": 2.0}, "scale: partial takes the static arguments power, shift; got factor"),
+        (jaxcnn.relu, {"slope": 2.0}, "relu: partial takes nothing: there are no static arguments; got slope"),
+        (scale, {"shift": {}}, "scale: shift must be hashable, got dict"),
+    ],
+)
+def test_partial_refuses(rule, given, message):
+    with pytest.raises(TypeError) as caught:
+        rule.partial(**given)
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -17,6 +17,7 @@ from jaxcnn.layers.activation import (
 )
 from jaxcnn.layers.basic import Conv2D, Dense, Flatten, MaxPool, ReLU, Sigmoid
 from jaxcnn.layers.compose import residual, sequential
+from jaxcnn.layers.convolution import Conv1D, Conv3D
 from jaxcnn.layers.layer import Layer, differentiable, from_rule
 from jaxcnn.layers.pooling import AdaptiveAvgPool, AvgPool, GlobalAvgPool, GlobalMaxPool
 from jaxcnn.layers.resize import ConvTranspose2D, DepthToSpace, ReflectPad, SpaceToDepth, Upsample, ZeroPad
@@ -27,7 +28,9 @@ __all__ = [
     "SELU",
     "AdaptiveAvgPool",
     "AvgPool",
+    "Conv1D",
     "Conv2D",
+    "Conv3D",
     "ConvTranspose2D",
     "Dense",
     "DepthToSpace",

@@ -11,7 +11,7 @@ from jaxcnn.rules.convolution import conv2d
 from jaxcnn.rules.dense import dense
 from jaxcnn.rules.pooling import max_pool
 from jaxcnn.rules.shape import flatten
-from jaxcnn.rules.window import pair
+from jaxcnn.rules.window import numbers
 
 Initializer = initializers.Initializer
 HE_NORMAL = initializers.he_normal(in_axis=-1, out_axis=0)  # for filters n×h×w×C
@@ -41,17 +41,25 @@ def Conv2D(
     >>> Conv2D(32, 3, stride=2).init(jax.random.key(0), (28, 28, 1))[2]
     (14, 14, 32)
     """
-    window = pair("Conv2D", "size", size)
-    features, groups = positive("Conv2D", "features", features), positive("Conv2D", "groups", groups)
+    static = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return convolution(2, features, size, bias, filters_init, bias_init, rule, name, **static)
+
+
+def convolution(
+    axes: int, features, size, bias: bool, filters_init, bias_init, rule: Rule, name: str, *, groups, **static
+) -> Layer:
+    """Conv1D, Conv2D and Conv3D: the layer that convolves over so many spatial axes."""
+    constructor = f"Conv{axes}D"
+    window = numbers(constructor, "size", size, axes)
+    features, groups = positive(constructor, "features", features), positive(constructor, "groups", groups)
 
     def filters(key, shape):
-        return filters_init(key, (features, *window, max(shape[-1] // groups, 1)))  # conv2d says what does not divide
+        return filters_init(key, (features, *window, max(shape[-1] // groups, 1)))  # the rule says what does not divide
 
     parameters = {"filters": filters}
     if bias:
         parameters["bias"] = lambda key, shape: bias_init(key, (features,))
-    static = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return from_rule(rule, name, parameters, images=True, **static)
+    return from_rule(rule, name, parameters, images=True, spatial_axes=axes, groups=groups, **static)
 
 
 def Dense(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxcnn.handwritten import call_by_hand
 from jaxcnn.rule import Rule, checked_cotangent, describe, equally_varying
-from jaxcnn.rules.window import is_whole
+from jaxcnn.rules.window import WORDS, is_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,7 @@ def from_rule(
     parameters: Mapping[str, Callable[..., jax.Array]] | None = None,
     *,
     images: bool = False,
+    spatial_axes: int = 2,
     **static: Any,
 ) -> Layer:
     """The layer that applies a rule: its first array is the input, the others are the parameters, in order.
@@ -74,6 +75,7 @@ def from_rule(
     Args:
       parameters: for each a name and a function (key, input_shape) -> initial value.
       images: whether the input must be N×H×W×C; a rule may read fewer axes otherwise.
+      spatial_axes: how many axes these images have; 1 for signals N×W×C, 3 for volumes N×D×H×W×C.
       static: the rule's static arguments.
 
     >>> from jaxcnn import sigmoid
@@ -81,10 +83,11 @@ def from_rule(
     ({}, {}, (4, 4, 2))
     """
     parameters = dict(parameters or {})
+    axes = (*WORDS[spatial_axes].axes.split("×"), "C")
 
     def init(key, input_shape):
-        if images and len(input_shape) != 3:
-            raise ValueError(f"{name}: input_shape must be (H, W, C), without N, got {tuple(input_shape)}")
+        if images and len(input_shape) != len(axes):
+            raise ValueError(f"{name}: input_shape must be ({', '.join(axes)}), without N, got {tuple(input_shape)}")
         keys = jax.random.split(key, max(len(parameters), 1))
         params = {p: make(k, tuple(input_shape)) for (p, make), k in zip(parameters.items(), keys, strict=False)}
         dtype = jax.tree.leaves(params)[0].dtype if params else jnp.result_type(float)
@@ -93,8 +96,8 @@ def from_rule(
         return params, {}, y.shape[1:]
 
     def arrays(params, x):
-        if images and x.ndim != 4:
-            raise ValueError(f"{name}: x must be N×H×W×C, got shape {x.shape}")
+        if images and x.ndim != 1 + len(axes):
+            raise ValueError(f"{name}: x must be N×{'×'.join(axes)}, got shape {x.shape}")
         return rule.bind(x, *(params[p] for p in parameters), **static)
 
     def forward(params, state, x, *, train=False, key=None):

@@ -11,9 +11,9 @@ from jax import lax
 
 from jaxcnn.rule import Array, Rule, Static
 from jaxcnn.rules.dtypes import require_equal_floats
-from jaxcnn.rules.pooling import TIES, _equal, _geometry, _nothing, _output_shape, _with_all_axes
+from jaxcnn.rules.pooling import TIES, pooled_shape, pooling_geometry, wins, zero_with_gradient
 from jaxcnn.rules.resize import combine
-from jaxcnn.rules.window import Geometry, pair
+from jaxcnn.rules.window import Geometry, pair, stretched, with_all_axes
 
 
 class AvgPoolResiduals(NamedTuple):
@@ -58,7 +58,7 @@ def avg_pool_forward(
     """
     g = _checked(x, window, stride, padding, count_padding)
     total = lax.reduce_window(
-        _with_all_axes(_wide(x)),
+        with_all_axes(_wide(x)),
         np.zeros((), _wide(x).dtype),
         lax.add,
         window_dimensions=(1, *g.window, 1),
@@ -66,7 +66,7 @@ def avg_pool_forward(
         padding=((0, 0), *g.padding, (0, 0)),
     )
     y = (total / _counts(g, count_padding)).astype(x.dtype)
-    return y.reshape(_output_shape(x, g)), AvgPoolResiduals(Static(x.shape))
+    return y.reshape(pooled_shape(x, g)), AvgPoolResiduals(Static(x.shape))
 
 
 # y[r] = 1/n[r] Σ_i x[r·s + i - p] in one dimension, with n[r] the number of values counted, so
@@ -78,14 +78,9 @@ def avg_pool_forward(
 def avg_pool_backward(residuals: AvgPoolResiduals, dy: Array, *, window, stride, padding, count_padding):
     x = jax.ShapeDtypeStruct(residuals.shape.value, dy.dtype)
     g = _checked(x, window, stride, padding, count_padding)
-    shares = _with_all_axes(_wide(dy)) / _counts(g, count_padding)
-    config = [(0, 0, 0)]
-    for size, wide, (before, _), s, out in zip(g.size, g.window, g.padding, g.stride, g.output, strict=True):
-        low = wide - 1 - before
-        config.append((low, size + wide - 1 - low - ((out - 1) * s + 1), s - 1))
+    shares = with_all_axes(_wide(dy)) / _counts(g, count_padding)
     zero = np.zeros((), shares.dtype)
-    stretched = lax.pad(shares, zero, [*config, (0, 0, 0)])
-    dx = lax.reduce_window(stretched, zero, lax.add, (1, *g.window, 1), (1, 1, 1, 1), "VALID")
+    dx = lax.reduce_window(stretched(shares, g), zero, lax.add, (1, *g.window, 1), (1, 1, 1, 1), "VALID")
     return (dx.astype(dy.dtype).reshape(x.shape),)
 
 
@@ -180,7 +175,7 @@ def global_max_pool_reference(x, *, ties="first"):
     shares = _winners(pixels, y, ties).astype(_wide(x).dtype)
     if ties == "split":
         shares = shares / shares.sum(-2, keepdims=True)
-    return lax.stop_gradient(y) + (lax.stop_gradient(shares.astype(x.dtype)) * _nothing(pixels)).sum(-2)
+    return lax.stop_gradient(y) + (lax.stop_gradient(shares.astype(x.dtype)) * zero_with_gradient(pixels)).sum(-2)
 
 
 global_max_pool = Rule(
@@ -272,7 +267,7 @@ def _pixels(x: Array) -> Array:
 def _winners(pixels: Array, y: Array, ties: str) -> Array:
     if ties == "first":  # argmax is the first, and NaN is its largest
         return jnp.arange(pixels.shape[-2])[:, None] == pixels.argmax(-2, keepdims=True)
-    return _equal(pixels, y[..., None, :])
+    return wins(pixels, y[..., None, :])
 
 
 def _require_pixels(function: str, x: Array) -> None:
@@ -286,4 +281,4 @@ def _require_pixels(function: str, x: Array) -> None:
 def _checked(x, window, stride, padding, count_padding) -> Geometry:
     if not isinstance(count_padding, bool):
         raise TypeError(f"avg_pool: count_padding must be True or False, got {count_padding!r}")
-    return _geometry(x, window, stride, padding, "first", "avg_pool")
+    return pooling_geometry(x, window, stride, padding, "first", "avg_pool")

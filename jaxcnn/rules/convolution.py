@@ -1,4 +1,7 @@
-"""Convolution, as neural networks use the word: the filter is not turned (a mathematician's cross-correlation)."""
+"""Convolution, as neural networks use the word: the filter is not turned (a mathematician's cross-correlation).
+
+`conv2d`, and below it the convolution over any number of spatial axes that it is, and `conv1d` and `conv3d` are.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxcnn.rule import Array, Rule
 from jaxcnn.rules.dtypes import require_equal_floats
-from jaxcnn.rules.window import Geometry, geometry, is_whole, tap
-
-# The four combinations of the source: number of axes of (image, filters).
-_RANKS = {(2, 2): "H×W and h×w", (3, 3): "H×W×C and h×w×C", (3, 4): "H×W×C and n×h×w×C", (4, 4): "N×H×W×C and n×h×w×C"}
+from jaxcnn.rules.window import WORDS, Geometry, geometry, is_whole, stretched, tap, with_all_axes
 
 
-class Conv2DResiduals(NamedTuple):
+class ConvolutionResiduals(NamedTuple):
     image: Array  # as given; the filter gradient correlates it with dy
     filters: Array  # as given; the image gradient turns them by 180 degrees
 
@@ -32,7 +31,7 @@ def conv2d_forward(
     padding: str | tuple = "SAME",
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
-) -> tuple[Array, Conv2DResiduals]:
+) -> tuple[Array, ConvolutionResiduals]:
     """Convolution of an image, or of N images, with one filter or n of them.
 
     With stride 1 and "SAME" the output has the image's height and width for every filter, odd or even.
@@ -74,11 +73,7 @@ def conv2d_forward(
     >>> conv2d(jnp.ones((2, 8, 8, 3)), jnp.ones((5, 3, 3, 3)), jnp.zeros(5), stride=2).shape
     (2, 4, 4, 5)
     """
-    g = _geometry(image, filters, bias, stride, padding, dilation, groups)
-    images, weights = _with_all_axes(image, filters)
-    y = _convolve(images, weights.transpose(1, 2, 3, 0), g.stride, g.padding, g.dilation, groups)
-    y = y.reshape(_output_shape(image, filters, g))
-    return (y if bias is None else y + bias), Conv2DResiduals(image, filters)
+    return convolve(2, image, filters, bias, stride, padding, dilation, groups)
 
 
 # In one dimension, with stride s, dilation d and p zeros added before,
@@ -90,15 +85,8 @@ def conv2d_forward(
 # On the left i runs against q: a convolution of dy, stretched by s with zeros, with the filter turned by 180 degrees,
 # in and out channels exchanged. On the right a correlation of x with dy (of the padded x with dy stretched by s).
 # Each y gets its bias once: db is the sum of dy over all images and places.
-def conv2d_backward(residuals: Conv2DResiduals, dy: Array, *, stride, padding, dilation, groups):
-    image, filters = residuals
-    g = _geometry(image, filters, None, stride, padding, dilation, groups)
-    images, weights = _with_all_axes(image, filters)
-    dys = dy.reshape(images.shape[0], *g.output, weights.shape[0])
-    dx = _image_gradient(dys, weights, g, groups)
-    dw = _filter_gradient(images, dys, g, groups)
-    db = dy.sum(tuple(range(dy.ndim - 1))) if filters.ndim == 4 else dy.sum()
-    return dx.reshape(image.shape), dw.reshape(filters.shape), db
+def conv2d_backward(residuals: ConvolutionResiduals, dy: Array, *, stride, padding, dilation, groups):
+    return convolution_gradients(2, residuals, dy, stride, padding, dilation, groups)
 
 
 conv2d = Rule(conv2d_forward, conv2d_backward, "conv2d", batch_axes=(0, None, None))
@@ -126,85 +114,114 @@ def rotate180(filters: Array) -> jax.Array:
     filters = jnp.asarray(filters)
     if filters.ndim not in (2, 3, 4):
         raise ValueError(f"rotate180: filters must be h×w, h×w×C or n×h×w×C, got shape {filters.shape}")
-    return jnp.flip(filters, (1, 2) if filters.ndim == 4 else (0, 1))
+    return turned(with_all_axes(filters)).reshape(filters.shape)
 
 
-def _image_gradient(dy: Array, filters: Array, g: Geometry, groups: int) -> Array:
-    n, h, w, c = filters.shape
-    # HWIO, within each group the in channels exchanged with the out channels.
-    turned = rotate180(filters).reshape(groups, n // groups, h, w, c).transpose(2, 3, 1, 0, 4)
+# --- over any number of spatial axes; H×W and h×w stand for all of them ----------------------------------------------
+
+
+def convolve(
+    axes: int, image: Array, filters: Array, bias: Array | None, stride, padding, dilation, groups
+) -> tuple[Array, ConvolutionResiduals]:
+    """Convolution over the spatial axes, so many of them: the forward pass of conv1d, conv2d and conv3d."""
+    g = _geometry(axes, image, filters, bias, stride, padding, dilation, groups)
+    y = correlate(with_all_axes(image, axes), with_all_axes(filters, axes), g, groups)
+    with_n = axes + 2  # so many axes have images with N, and filters with n
+    y = y.reshape(*image.shape[: image.ndim // with_n], *g.output, *filters.shape[: filters.ndim // with_n])
+    return (y if bias is None else y + bias), ConvolutionResiduals(image, filters)
+
+
+# Derived above `conv2d_backward`; of several spatial axes each goes as one does.
+def convolution_gradients(axes: int, residuals: ConvolutionResiduals, dy: Array, stride, padding, dilation, groups):
+    """The backward pass of conv1d, conv2d and conv3d: (dx, dw, db)."""
+    image, filters = residuals
+    g = _geometry(axes, image, filters, None, stride, padding, dilation, groups)
+    images, weights = with_all_axes(image, axes), with_all_axes(filters, axes)
+    dys = dy.reshape(images.shape[0], *g.output, weights.shape[0])
+    dx = image_gradient(dys, weights, g, groups)
+    dw = filter_gradient(images, dys, g, groups)
+    db = dy.sum(tuple(range(dy.ndim - 1))) if filters.ndim == axes + 2 else dy.sum()
+    return dx.reshape(image.shape), dw.reshape(filters.shape), db
+
+
+def correlate(images: Array, filters: Array, g: Geometry, groups: int) -> Array:
+    """N×H×W×C with n×h×w×(C/groups) to N×Ho×Wo×n."""
+    return _correlate(images, jnp.moveaxis(filters, 0, -1), g.stride, g.padding, g.dilation, groups)
+
+
+def image_gradient(dy: Array, filters: Array, g: Geometry, groups: int) -> Array:
+    """dy, N×Ho×Wo×n, stretched and convolved with the turned filters: N×H×W×C."""
+    n, *window, c = filters.shape
+    # h×w×n×C, within each group the in channels exchanged with the out channels.
+    exchanged = jnp.moveaxis(turned(filters).reshape(groups, n // groups, *window, c), (0, 1), (-2, -3))
     # XLA would fold the turning back into the convolution, and runs such a convolution slowly inside loops.
-    turned = lax.optimization_barrier(turned.reshape(h, w, n // groups, groups * c))
-    # Stretched by the stride and padded, by hand: much faster on a CPU than `lhs_dilation`.
-    config = [(0, 0, 0)]
-    for size, reach, (before, _), s, out in zip(g.size, g.reach, g.padding, g.stride, g.output, strict=True):
-        low = reach - 1 - before
-        config.append((low, size + reach - 1 - low - ((out - 1) * s + 1), s - 1))
-    stretched = lax.pad(dy, np.zeros((), dy.dtype), [*config, (0, 0, 0)])
-    return _convolve(stretched, turned, (1, 1), ((0, 0), (0, 0)), g.dilation, groups)
+    exchanged = lax.optimization_barrier(exchanged.reshape(*window, n // groups, groups * c))
+    # Stretched by the stride and padded by hand: much faster on a CPU than `lhs_dilation`.
+    one, none = (1,) * len(window), ((0, 0),) * len(window)
+    return _correlate(stretched(dy, g), exchanged, one, none, g.dilation, groups)
 
 
-def _filter_gradient(image: Array, dy: Array, g: Geometry, groups: int) -> Array:
-    n = dy.shape[-1]
-    padded = jnp.pad(image, ((0, 0), *g.padding, (0, 0)))
-    patches = jnp.stack([tap(padded, place, g) for place in g.taps], axis=3)
+def filter_gradient(images: Array, dy: Array, g: Geometry, groups: int) -> Array:
+    """The images' taps, each correlated with dy: n×h×w×(C/groups)."""
+    *places, n = dy.shape
+    padded = jnp.pad(images, ((0, 0), *g.padding, (0, 0)))
+    patches = jnp.stack([tap(padded, place, g) for place in g.taps], axis=-2)
     # All images and places are one long sum; cut into blocks, which are added at the end, it loses fewer digits.
-    places = math.prod(dy.shape[:3])
-    blocks = max((b for b in range(1, 17) if places % b == 0), default=1)
-    rows = (blocks, places // blocks)
+    total = math.prod(places)
+    blocks = max((b for b in range(1, 17) if total % b == 0), default=1)
+    rows = (blocks, total // blocks)
     # b blocks, r rows, t taps, g groups, c and o channels in and out: a matrix product for each block and group.
-    patches = patches.reshape(*rows, len(g.taps), groups, image.shape[-1] // groups)
+    patches = patches.reshape(*rows, len(g.taps), groups, images.shape[-1] // groups)
     dw = jnp.einsum("brtgc,brgo->bgotc", patches, dy.reshape(*rows, groups, n // groups)).sum(0)
     return dw.reshape(n, *g.window, -1)
 
 
-def _convolve(image, filters_hwio, stride, padding, dilation, groups) -> Array:
+def turned(filters: Array) -> jax.Array:
+    """n×h×w×C turned by 180 degrees: reversed along every spatial axis."""
+    return jnp.flip(filters, tuple(range(1, filters.ndim - 1)))
+
+
+def _correlate(images, filters, stride, padding, dilation, groups) -> Array:
+    """The filters are h×w×C×n: the order in which XLA is fast on a CPU."""
+    spatial = "DHW"[-len(stride) :]
     return lax.conv_general_dilated(
-        image,
-        filters_hwio,
+        images,
+        filters,
         window_strides=stride,
         padding=padding,
         rhs_dilation=dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
         feature_group_count=groups,
     )
 
 
-def _with_all_axes(image: Array, filters: Array) -> tuple[Array, Array]:
-    """Any of the four combinations as N×H×W×C and n×h×w×C."""
-    image = image.reshape(*image.shape, 1) if image.ndim == 2 else image
-    filters = filters.reshape(*filters.shape, 1) if filters.ndim == 2 else filters
-    return image if image.ndim == 4 else image[None], filters if filters.ndim == 4 else filters[None]
-
-
-def _output_shape(image: Array, filters: Array, g: Geometry) -> tuple[int, ...]:
-    return (*image.shape[: image.ndim // 4], *g.output, *filters.shape[: filters.ndim // 4])
-
-
-def _geometry(image, filters, bias, stride, padding, dilation, groups) -> Geometry:
+def _geometry(axes: int, image, filters, bias, stride, padding, dilation, groups) -> Geometry:
     """What the shapes and the static arguments mean; refuses what does not fit together."""
-    if (image.ndim, filters.ndim) not in _RANKS:
+    function, words, with_n = f"conv{axes}d", WORDS[axes], axes + 2
+    if (image.ndim, filters.ndim) not in ((axes, axes), (axes + 1, axes + 1), (axes + 1, with_n), (with_n, with_n)):
+        size, window = words.axes, words.axes.lower()
         raise ValueError(
-            f"conv2d: image and filters must be {', '.join(_RANKS.values())}; "
-            f"got shapes {image.shape} and {filters.shape}"
+            f"{function}: {words.array} and filters must be {size} and {window}, {size}×C and {window}×C, "
+            f"{size}×C and n×{window}×C, N×{size}×C and n×{window}×C; got shapes {image.shape} and {filters.shape}"
         )
-    require_equal_floats("conv2d", image=image, filters=filters, bias=bias)
-    channels, filter_channels = (a.shape[-1] if a.ndim > 2 else 1 for a in (image, filters))
-    n = filters.shape[0] if filters.ndim == 4 else 1
+    require_equal_floats(function, **{words.array: image}, filters=filters, bias=bias)
+    channels, filter_channels = (a.shape[-1] if a.ndim > axes else 1 for a in (image, filters))
+    n = filters.shape[0] if filters.ndim == with_n else 1
     if not is_whole(groups):
-        raise TypeError(f"conv2d: groups must be a whole number, got {groups!r}")
+        raise TypeError(f"{function}: groups must be a whole number, got {groups!r}")
     if groups < 1 or channels % groups or n % groups:
-        raise ValueError(f"conv2d: groups must divide the {channels} channels and the {n} filters, got {groups}")
+        raise ValueError(f"{function}: groups must divide the {channels} channels and the {n} filters, got {groups}")
     if filter_channels * groups != channels:
         raise ValueError(
-            f"conv2d: filters have {filter_channels} input channels, the image has {channels} in {groups} group(s); "
-            f"filters need {channels // groups}"
+            f"{function}: filters have {filter_channels} input channels, the {words.array} has {channels} in {groups} "
+            f"group(s); filters need {channels // groups}"
         )
-    per_channel = (n,) if filters.ndim == 4 else ()
+    per_channel = (n,) if filters.ndim == with_n else ()
     if bias is not None and bias.shape != per_channel:
-        raise ValueError(f"conv2d: bias must have shape {per_channel}, one value an output channel, got {bias.shape}")
+        raise ValueError(
+            f"{function}: bias must have shape {per_channel}, one value an output channel, got {bias.shape}"
+        )
     if 0 in filters.shape:
-        raise ValueError(f"conv2d: filters must not be empty, got shape {filters.shape}")
-    height, width = image.shape[-3:-1] if image.ndim > 2 else image.shape
-    window = filters.shape[-3:-1] if filters.ndim > 2 else filters.shape
-    return geometry("conv2d", (height, width), window, stride, dilation, padding)
+        raise ValueError(f"{function}: filters must not be empty, got shape {filters.shape}")
+    size, window = (with_all_axes(a, axes).shape[1:-1] for a in (image, filters))
+    return geometry(function, size, window, stride, dilation, padding)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import numbers
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
 from jaxcnn.rule import Array
@@ -24,3 +28,15 @@ def require_equal_floats(function: str, **arrays: Array | None) -> None:
 def wide(x: Array) -> Array:
     """x in float32 at least: a difference of two float16 numbers, or a long sum of them, loses too many digits."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def require_number(function: str, **values: Any) -> None:
+    """Raises TypeError unless all static values are real numbers; a truth value is none."""
+    for name, value in values.items():
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            raise TypeError(f"{function}: {name} must be a number, got {value!r}")
+
+
+def at_least_float32(x: Array) -> jax.Array:
+    """x, if narrower than float32 in that: in float16 the square of 300 is infinite, and so is a count of 10⁵."""
+    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))

@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxcnn.rule import Array, Rule
 from jaxcnn.rules.dtypes import require_equal_floats
-from jaxcnn.rules.window import Geometry, geometry, pair, tap, untap
+from jaxcnn.rules.window import Geometry, geometry, pair, tap, untap, with_all_axes
 
 TIES = ("first", "split", "all")
 
@@ -66,15 +66,15 @@ def max_pool_forward(
     Array([[0.25, 0.25],
            [0.25, 0.25]], dtype=float32)
     """
-    g = _geometry(x, window, stride, padding, ties)
+    g = pooling_geometry(x, window, stride, padding, ties)
     y = lax.reduce_window(
-        _with_all_axes(x),
+        with_all_axes(x),
         np.array(-np.inf, x.dtype),
         lax.max,
         window_dimensions=(1, *g.window, 1),
         window_strides=(1, *g.stride, 1),
         padding=((0, 0), *g.padding, (0, 0)),
-    ).reshape(_output_shape(x, g))
+    ).reshape(pooled_shape(x, g))
     return y, MaxPoolResiduals(x, y)
 
 
@@ -83,12 +83,12 @@ def max_pool_forward(
 # one place of the window sees, N×Ho×Wo×C, against the maxima. In the source's symbols g^l = [Z^l = a^l].
 def max_pool_backward(residuals: MaxPoolResiduals, dy: Array, *, window, stride, padding, ties):
     x, y = residuals
-    g = _geometry(x, window, stride, padding, ties)
+    g = pooling_geometry(x, window, stride, padding, ties)
     if ties == "all" and (g.window, g.stride, g.padding) == ((2, 2), (2, 2), ((0, 0), (0, 0))):
         return (g_maxpool(x, y) * _spread(dy, x.shape),)
-    x4, y4, dy4 = map(_with_all_axes, (x, y, dy))
+    x4, y4, dy4 = map(with_all_axes, (x, y, dy))
     padded = jnp.pad(x4, ((0, 0), *g.padding, (0, 0)), constant_values=-np.inf)
-    won = [_equal(tap(padded, place, g), y4) & _inside(place, g) for place in g.taps]
+    won = [wins(tap(padded, place, g), y4) & _inside(place, g) for place in g.taps]
     if ties == "first":
         won = _first_only(won)
     if ties == "split":
@@ -99,26 +99,26 @@ def max_pool_backward(residuals: MaxPoolResiduals, dy: Array, *, window, stride,
 
 def max_pool_reference(x, *, window=2, stride=None, padding="VALID", ties="first"):
     """Max-pooling in plain jax, whose `jax.vjp` follows the convention: all taps side by side, each with its share."""
-    g = _geometry(x, window, stride, padding, ties)
-    padded = jnp.pad(_with_all_axes(x), ((0, 0), *g.padding, (0, 0)), constant_values=-np.inf)
+    g = pooling_geometry(x, window, stride, padding, ties)
+    padded = jnp.pad(with_all_axes(x), ((0, 0), *g.padding, (0, 0)), constant_values=-np.inf)
     taps = jnp.stack([tap(padded, place, g) for place in g.taps], axis=-1)
     y = taps.max(-1, keepdims=True)
-    shares = (_equal(taps, y) & np.stack([_inside(place, g) for place in g.taps], axis=-1)).astype(x.dtype)
+    shares = (wins(taps, y) & np.stack([_inside(place, g) for place in g.taps], axis=-1)).astype(x.dtype)
     if ties == "first":  # argmax is the first
         shares = jax.nn.one_hot(shares.argmax(-1), len(g.taps), dtype=x.dtype)
     if ties == "split":
         shares = shares / shares.sum(-1, keepdims=True)
-    y = lax.stop_gradient(y[..., 0]) + (lax.stop_gradient(shares) * _nothing(taps)).sum(-1)
-    return y.reshape(_output_shape(x, g))
+    y = lax.stop_gradient(y[..., 0]) + (lax.stop_gradient(shares) * zero_with_gradient(taps)).sum(-1)
+    return y.reshape(pooled_shape(x, g))
 
 
 @jax.custom_jvp
-def _nothing(x):
+def zero_with_gradient(x):
     """0 with derivative 1: it gives a value a gradient, at infinity and NaN too."""
     return jnp.zeros_like(x)
 
 
-_nothing.defjvp(lambda primals, tangents: (_nothing(*primals), *tangents))
+zero_with_gradient.defjvp(lambda primals, tangents: (zero_with_gradient(*primals), *tangents))
 
 max_pool = Rule(max_pool_forward, max_pool_backward, "max_pool", reference=max_pool_reference, batch_axes=(0,))
 
@@ -150,10 +150,10 @@ def g_maxpool(z_l: Array, a_mp: Array) -> jax.Array:
     """
     z_l, a_mp = jnp.asarray(z_l), jnp.asarray(a_mp)
     require_equal_floats("g_maxpool", z_l=z_l, a_mp=a_mp)
-    needed = _output_shape(z_l, _geometry(z_l, 2, None, "VALID", "all", "g_maxpool", "z_l"))
+    needed = pooled_shape(z_l, pooling_geometry(z_l, 2, None, "VALID", "all", "g_maxpool", "z_l"))
     if a_mp.shape != needed:
         raise ValueError(f"g_maxpool: a_mp must have shape {needed} for z_l {z_l.shape}, got {a_mp.shape}")
-    return jnp.where(_equal(z_l, _spread(a_mp, z_l.shape)), _spread(jnp.ones_like(a_mp), z_l.shape), 0)
+    return jnp.where(wins(z_l, _spread(a_mp, z_l.shape)), _spread(jnp.ones_like(a_mp), z_l.shape), 0)
 
 
 def _spread(a: Array, shape: tuple[int, ...]) -> Array:
@@ -163,11 +163,11 @@ def _spread(a: Array, shape: tuple[int, ...]) -> Array:
     return jnp.pad(a, [(0, s - t) for s, t in zip(shape, a.shape, strict=True)])
 
 
-def _equal(values: Array, maximum: Array) -> Array:
+def wins(values: Array, maximum: Array) -> Array:
     return (values == maximum) | (values != values)  # NaN is not equal to itself, and wins
 
 
-def _inside(place: tuple[int, int], g: Geometry) -> np.ndarray:
+def _inside(place: tuple[int, ...], g: Geometry) -> np.ndarray:
     """Ho×Wo×1: whether the tap looks at the image there, or at the padding, which never wins."""
     rows, columns = (
         np.isin(start + s * np.arange(out) - before, np.arange(size))
@@ -184,16 +184,11 @@ def _first_only(won: list[Array]) -> list[Array]:
     return first
 
 
-def _with_all_axes(x: Array) -> Array:
-    x = x.reshape(*x.shape, 1) if x.ndim == 2 else x
-    return x if x.ndim == 4 else x[None]
-
-
-def _output_shape(x: Array, g: Geometry) -> tuple[int, ...]:
+def pooled_shape(x: Array, g: Geometry) -> tuple[int, ...]:
     return (*x.shape[: x.ndim // 4], *g.output, *x.shape[2 + x.ndim // 4 :])
 
 
-def _geometry(x, window, stride, padding, ties, function="max_pool", argument="x") -> Geometry:
+def pooling_geometry(x, window, stride, padding, ties, function="max_pool", argument="x") -> Geometry:
     if x.ndim not in (2, 3, 4):
         raise ValueError(f"{function}: {argument} must be H×W, H×W×C or N×H×W×C, got shape {x.shape}")
     require_equal_floats(function, **{argument: x})

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxcnn.rule import Array, Rule
-from jaxcnn.rules.convolution import _convolve, _filter_gradient, _image_gradient
+from jaxcnn.rules.convolution import correlate, filter_gradient, image_gradient
 from jaxcnn.rules.dtypes import require_equal_floats
-from jaxcnn.rules.window import Geometry, _pairs, geometry, pair
+from jaxcnn.rules.window import Geometry, by, geometry, padding_pairs, pair, with_all_axes
 
 
 class ConvTranspose2DResiduals(NamedTuple):
@@ -56,7 +56,7 @@ def conv_transpose2d_forward(
     (2, 8, 8, 3)
     """
     g = _geometry(image, filters, bias, stride, padding, dilation)
-    y = _image_gradient(_images(image), filters, g, 1)
+    y = image_gradient(with_all_axes(image), filters, g, 1)
     y = y.reshape(*image.shape[:-3], *y.shape[1:])
     return (y if bias is None else y + bias), ConvTranspose2DResiduals(image, filters)
 
@@ -72,19 +72,15 @@ def conv_transpose2d_forward(
 def conv_transpose2d_backward(residuals: ConvTranspose2DResiduals, dy: Array, *, stride, padding, dilation):
     image, filters = residuals
     g = _geometry(image, filters, None, stride, padding, dilation)
-    dys = _images(dy)
-    dx = _convolve(dys, filters.transpose(1, 2, 3, 0), g.stride, g.padding, g.dilation, 1)
-    dw = _filter_gradient(dys, _images(image), g, 1)
+    dys = with_all_axes(dy)
+    dx = correlate(dys, filters, g, 1)
+    dw = filter_gradient(dys, with_all_axes(image), g, 1)
     return dx.reshape(image.shape), dw, jnp.sum(dy, tuple(range(dy.ndim - 1)))
 
 
 conv_transpose2d = Rule(
     conv_transpose2d_forward, conv_transpose2d_backward, "conv_transpose2d", batch_axes=(0, None, None)
 )
-
-
-def _images(image: Array) -> Array:
-    return image if image.ndim == 4 else image[None]
 
 
 def _geometry(image, filters, bias, stride, padding, dilation) -> Geometry:
@@ -112,11 +108,11 @@ def _geometry(image, filters, bias, stride, padding, dilation) -> Geometry:
     if padding == "SAME":
         size = [n * s for n, s in zip(image.shape[-3:-1], stride, strict=True)]
     else:
-        cut = (0, 0) if isinstance(padding, str) else map(sum, _pairs(name, padding))
+        cut = (0, 0) if isinstance(padding, str) else map(sum, padding_pairs(name, padding, 2))
         size = [
             (n - 1) * s + (w - 1) * d + 1 - c
             for n, s, w, d, c in zip(image.shape[-3:-1], stride, window, dilation, cut, strict=True)
         ]
     if min(size) < 1:
-        raise ValueError(f"{name}: the output must have pixels, got {size[0]}×{size[1]} for padding {padding!r}")
+        raise ValueError(f"{name}: the output must have pixels, got {by(size)} for padding {padding!r}")
     return geometry(name, size, window, stride, dilation, padding)

@@ -1,7 +1,8 @@
-"""What convolution and pooling share: windows that slide over the two spatial axes of an N×H×W×C array.
+"""What convolution and pooling share: windows that slide over the spatial axes of an array.
 
-A *tap* is one place of the window: the array of all values that this place sees, N×Ho×Wo×C, one for each position of
-the window. A window of h×w has h·w taps, in row-major order.
+The arrays are N×W×C, N×H×W×C or N×D×H×W×C; what is said here of H×W holds of one and of three spatial axes. A *tap* is
+one place of the window: the array of all values that this place sees, N×Ho×Wo×C, one for each position of the window.
+A window of h×w has h·w taps, in row-major order.
 """
 
 from __future__ import annotations
@@ -15,100 +16,151 @@ from jax import lax
 from jaxcnn.rule import Array
 
 
-class Geometry(NamedTuple):
-    """Two numbers each, for the rows and the columns."""
+class Words(NamedTuple):
+    """How errors speak of arrays with so many spatial axes."""
 
-    size: tuple[int, int]  # H, W of the array
-    window: tuple[int, int]  # h, w
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    padding: tuple[tuple[int, int], tuple[int, int]]  # (before, after), >= 0
-    output: tuple[int, int]  # Ho, Wo
+    array: str
+    axes: str
+    number: str
+    pairs: str
+    padding: str
+
+
+WORDS = {
+    1: Words("signal", "W", "a whole number", "one pair", "((left, right),)"),
+    2: Words("image", "H×W", "a whole number or a pair of them", "two pairs", "((top, bottom), (left, right))"),
+    3: Words(
+        array="volume",
+        axes="D×H×W",
+        number="a whole number or three of them",
+        pairs="three pairs",
+        padding="((front, back), (top, bottom), (left, right))",
+    ),
+}
+
+
+class Geometry(NamedTuple):
+    """One entry for each spatial axis: two, for the rows and the columns, of an image."""
+
+    size: tuple[int, ...]  # H, W of the array
+    window: tuple[int, ...]  # h, w
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]  # (before, after), >= 0
+    output: tuple[int, ...]  # Ho, Wo
 
     @property
-    def reach(self) -> tuple[int, int]:
+    def reach(self) -> tuple[int, ...]:
         """How many rows and columns one window spans: (h - 1)·dilation + 1."""
         return _reach(self.window, self.dilation)
 
     @property
-    def taps(self) -> list[tuple[int, int]]:
+    def taps(self) -> list[tuple[int, ...]]:
         """Where each tap first looks in the padded array, row-major."""
-        return [(i * self.dilation[0], j * self.dilation[1]) for i, j in np.ndindex(*self.window)]
+        return [tuple(i * d for i, d in zip(at, self.dilation, strict=True)) for at in np.ndindex(*self.window)]
 
 
 def geometry(function: str, size, window, stride, dilation, padding) -> Geometry:
-    """The geometry, checked; `padding` is "SAME", "VALID" or two pairs.
+    """The geometry, checked; `padding` is "SAME", "VALID" or a pair for each spatial axis.
 
     Raises ValueError or TypeError that name `function`, the argument, what was got and what is required.
     """
-    stride, dilation = pair(function, "stride", stride), pair(function, "dilation", dilation)
+    words = WORDS[len(size)]
+    stride, dilation = (numbers(function, n, v, len(size)) for n, v in (("stride", stride), ("dilation", dilation)))
     reach = _reach(window, dilation)
     if isinstance(padding, str):
         if padding not in ("SAME", "VALID"):
-            raise ValueError(f'{function}: padding must be "SAME", "VALID" or two pairs, got {padding!r}')
+            raise ValueError(f'{function}: padding must be "SAME", "VALID" or {words.pairs}, got {padding!r}')
         pads = lax.padtype_to_pads(size, reach, stride, padding)
     else:
-        pads = _pairs(function, padding)
-    (top, bottom), (left, right) = pads
-    pads = ((int(top), int(bottom)), (int(left), int(right)))
+        pads = padding_pairs(function, padding, len(size))
+    pads = tuple((int(before), int(after)) for before, after in pads)
     padded = [s + before + after for s, (before, after) in zip(size, pads, strict=True)]
     if any(r > p for r, p in zip(reach, padded, strict=True)):
         raise ValueError(
-            f"{function}: the window spans {reach[0]}×{reach[1]}, the padded image is {padded[0]}×{padded[1]}; "
+            f"{function}: the window spans {by(reach)}, the padded {words.array} is {by(padded)}; "
             "the window must fit into it"
         )
-    output = ((padded[0] - reach[0]) // stride[0] + 1, (padded[1] - reach[1]) // stride[1] + 1)
+    output = tuple((p - r) // s + 1 for p, r, s in zip(padded, reach, stride, strict=True))
     return Geometry(tuple(size), tuple(window), stride, dilation, pads, output)
 
 
-def tap(padded: Array, place: tuple[int, int], g: Geometry) -> Array:
+def with_all_axes(x: Array, axes: int = 2) -> Array:
+    """H×W and H×W×C as 1×H×W×1 and 1×H×W×C, where `axes` is 2."""
+    x = x.reshape(*x.shape, 1) if x.ndim == axes else x
+    return x if x.ndim == axes + 2 else x[None]
+
+
+def tap(padded: Array, place: tuple[int, ...], g: Geometry) -> Array:
     """What one tap sees: the padded N×H×W×C array from `place` on, every stride-th value, N×Ho×Wo×C."""
-    (i, j), (ho, wo), (si, sj) = place, g.output, g.stride
-    n, _, _, c = padded.shape
-    return lax.slice(padded, (0, i, j, 0), (n, i + (ho - 1) * si + 1, j + (wo - 1) * sj + 1, c), (1, si, sj, 1))
+    ends = (i + (out - 1) * s + 1 for i, out, s in zip(place, g.output, g.stride, strict=True))
+    n, *_, c = padded.shape
+    return lax.slice(padded, (0, *place, 0), (n, *ends, c), (1, *g.stride, 1))
 
 
-def untap(dy: Array, place: tuple[int, int], g: Geometry) -> Array:
+def untap(dy: Array, place: tuple[int, ...], g: Geometry) -> Array:
     """The transpose of pad-then-`tap`: N×Ho×Wo×C values put back where the tap saw them, zeros elsewhere, N×H×W×C."""
-    config = [(0, 0, 0)]
-    for start, s, size, out, (before, _) in zip(place, g.stride, g.size, g.output, g.padding, strict=True):
-        low = start - before  # negative padding crops what lay outside the image
-        config.append((low, size - low - ((out - 1) * s + 1), s - 1))
-    return lax.pad(dy, np.zeros((), dy.dtype), [*config, (0, 0, 0)])
+    # Negative padding crops what lay outside the image.
+    return _stretched(dy, [start - before for start, (before, _) in zip(place, g.padding, strict=True)], g.size, g)
+
+
+def stretched(dy: Array, g: Geometry) -> Array:
+    """N×Ho×Wo×C stretched by the stride with zeros, and padded: windows in steps of 1 have H×W places in it.
+
+    The window at a place, turned by 180 degrees, sees there the dy of every window that saw this place of the array.
+    """
+    size = [n + reach - 1 for n, reach in zip(g.size, g.reach, strict=True)]
+    return _stretched(dy, [r - 1 - before for r, (before, _) in zip(g.reach, g.padding, strict=True)], size, g)
+
+
+def _stretched(dy: Array, low, size, g: Geometry) -> Array:
+    """To a size, with so many zeros before."""
+    stretch = zip(low, size, g.output, g.stride, strict=True)
+    config = [(before, n - before - ((out - 1) * s + 1), s - 1) for before, n, out, s in stretch]
+    return lax.pad(dy, np.zeros((), dy.dtype), [(0, 0, 0), *config, (0, 0, 0)])
+
+
+def numbers(function: str, argument: str, value: Any, axes: int) -> tuple[int, ...]:
+    """A positive number, or one for each spatial axis, as one for each."""
+    values = (value,) * axes if is_whole(value) else value
+    if not _are_whole(values, axes):
+        raise TypeError(f"{function}: {argument} must be {WORDS[axes].number}, got {value!r}")
+    if min(values) < 1:
+        raise ValueError(f"{function}: {argument} must be at least 1, got {value!r}")
+    return tuple(map(int, values))
 
 
 def pair(function: str, argument: str, value: Any) -> tuple[int, int]:
     """A positive number, or a pair of them, as a pair."""
-    values = (value, value) if is_whole(value) else value
-    if (
-        not isinstance(values, Sequence)
-        or isinstance(values, str)
-        or len(values) != 2
-        or not all(map(is_whole, values))
-    ):
-        raise TypeError(f"{function}: {argument} must be a whole number or a pair of them, got {value!r}")
-    if min(values) < 1:
-        raise ValueError(f"{function}: {argument} must be at least 1, got {value!r}")
-    return int(values[0]), int(values[1])
+    rows, columns = numbers(function, argument, value, 2)
+    return rows, columns
 
 
-def _pairs(function: str, padding: Any) -> Any:
-    ok = isinstance(padding, Sequence) and len(padding) == 2
-    ok = ok and all(isinstance(p, Sequence) and len(p) == 2 and all(map(is_whole, p)) for p in padding)
-    if not ok:
+def padding_pairs(function: str, padding: Any, axes: int) -> Any:
+    """The padding, checked to be a pair of whole numbers, not negative, for each spatial axis."""
+    if not isinstance(padding, Sequence) or len(padding) != axes or not all(_are_whole(p, 2) for p in padding):
         raise TypeError(
-            f'{function}: padding must be "SAME", "VALID" or ((top, bottom), (left, right)) in whole numbers, '
-            f"got {padding!r}"
+            f'{function}: padding must be "SAME", "VALID" or {WORDS[axes].padding} in whole numbers, got {padding!r}'
         )
     if min(map(min, padding)) < 0:
         raise ValueError(f"{function}: padding must not be negative, got {padding!r}")
     return padding
 
 
-def _reach(window, dilation) -> tuple[int, int]:
-    return (window[0] - 1) * dilation[0] + 1, (window[1] - 1) * dilation[1] + 1
+def by(sizes) -> str:
+    """The sizes as errors write them, 3×4."""
+    return "×".join(map(str, sizes))
 
 
 def is_whole(value: Any) -> bool:
     """An integer of Python or NumPy; a truth value is none."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _are_whole(values: Any, count: int) -> bool:
+    ok = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == count
+    return ok and all(map(is_whole, values))
+
+
+def _reach(window, dilation) -> tuple[int, ...]:
+    return tuple((w - 1) * d + 1 for w, d in zip(window, dilation, strict=True))

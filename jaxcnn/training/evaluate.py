@@ -6,11 +6,13 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule
 from jaxcnn.rules.loss import softmax_cross_entropy
+from jaxcnn.training.metrics import counts_of
 from jaxcnn.training.step import TrainState
 
 
@@ -26,11 +28,12 @@ def evaluate(
     """Mean loss and accuracy over all images, each counted once, the last, smaller batch included.
 
     Args:
-      state: its params and state are used. images: M×H×W×C. labels: (M,) class indices.
+      state: its params and state are used. images: M×H×W×C. labels: (M, ...), what the loss takes;
+        for the usual one class indices or rows.
       batch: how many images at a time.
 
     Returns:
-      {"loss": mean, "accuracy": fraction, "samples": M}.
+      {"loss": mean, "accuracy": fraction, "samples": M}; the accuracy as in `train_step`, none for a loss of numbers.
 
     Raises:
       ValueError: no images, other than one label an image, a label outside the classes.
@@ -44,14 +47,14 @@ def evaluate(
     """
     samples = len(images)
     labels = np.asarray(labels)
-    if samples == 0 or labels.shape != (samples,):
+    if samples == 0 or labels.shape[:1] != (samples,):
         raise ValueError(f"evaluate: needs one label for each image, got {samples} images and labels {labels.shape}")
     if batch < 1:
         raise ValueError(f"evaluate: batch must be at least 1, got {batch}")
     if labels.dtype.kind in "iu" and (labels != labels.astype(np.int32)).any():
         raise ValueError(f"evaluate: labels hold values that int32 cannot, got {labels.min()} … {labels.max()}")
     where = next((leaf.sharding for leaf in jax.tree.leaves(state.params) if isinstance(leaf, jax.Array)), None)
-    total, correct = 0.0, 0
+    total, right, decided = 0.0, 0, 0
     for start in range(0, samples, batch):
         part = slice(start, start + batch)
         chosen = jax.device_put(images[part], where)  # on the devices of the parameters
@@ -59,8 +62,10 @@ def evaluate(
         if np.isnan(cost):  # the loss is NaN for a label outside the classes, which has a clearer word
             loss.forward(logits, labels[part], **loss.static())
         total += float(cost) * len(labels[part])
-        correct += int((np.asarray(logits).argmax(-1) == labels[part]).sum())
-    return {"loss": total / samples, "accuracy": correct / samples, "samples": samples}
+        if counts := counts_of(loss, logits, labels):
+            each = counts.right(logits, jnp.asarray(labels[part]))
+            right, decided = right + int(each.sum()), decided + each.size
+    return {"loss": total / samples, **({"accuracy": right / decided} if decided else {}), "samples": samples}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -16,9 +16,9 @@ from jax.sharding import PartitionSpec as P
 
 from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule, equally_varying
-from jaxcnn.rules.loss import valid_labels
 from jaxcnn.rules.window import is_whole
 from jaxcnn.training.devices import all_devices, must_not_overlap, place, require_one_axis
+from jaxcnn.training.metrics import counts_of
 
 
 class TrainState(NamedTuple):
@@ -62,7 +62,9 @@ def train_step(
     """A jitted training step: `state, metrics = step(state, images, labels)`.
 
     Args:
-      network: N×H×W×C -> logits. loss: a rule of (logits, labels), the mean over the batch.
+      network: N×H×W×C -> logits.
+      loss: a rule of (logits, labels), the mean over the batch. `Rule.partial` sets its static arguments:
+        `softmax_cross_entropy.partial(label_smoothing=0.1)`.
       optimizer: any optax GradientTransformation.
       backward: "manual", the hand-written passes and no autodiff anywhere; or "autodiff", `jax.value_and_grad` through
         the same plain forward passes, the reference run.
@@ -72,8 +74,9 @@ def train_step(
 
     Returns:
       A `Step`. Of its arguments only the state is donated: do not use the old one again. metrics: "loss", the mean over
-      the batch; "accuracy", a fraction; "invalid_labels", how many class indices lie outside the classes, the reason
-      of a loss that is NaN.
+      the batch; "accuracy", the fraction of right classes, of the binary losses that of logits on the right side of 0;
+      "invalid_labels", how many class indices lie outside the classes, or binary labels are none, the reason of a loss
+      that is NaN. For a loss of numbers, as `mean_squared_error`, "loss" alone.
 
     Raises:
       ValueError: an unknown `backward`; a mesh of more than one axis; when called: a batch that does not divide by the
@@ -262,7 +265,7 @@ def gradient_by_hand(network, loss, share, params, net_state, images, labels, ke
     dlogits, *_ = loss.backward(saved, jnp.full_like(value, share), **static)
     dparams, _ = network.backward(residuals, dlogits)
     _require_like(network.name, params, dparams)
-    return net_state, (dparams, _metrics(value, logits, labels, share))
+    return net_state, (dparams, _metrics(loss, value, logits, labels, share))
 
 
 def _require_like(name: str, params, dparams) -> None:
@@ -278,7 +281,7 @@ def _by_autodiff(network, loss, share, params, net_state, images, labels, key):
     def cost(params):
         logits, new_state, _ = network.forward(params, net_state, images, train=True, key=key)
         value = loss.forward(logits, labels, **loss.static())[0]
-        return value * share, (new_state, _metrics(value, logits, labels, share))
+        return value * share, (new_state, _metrics(loss, value, logits, labels, share))
 
     (_, (net_state, metrics)), dparams = jax.value_and_grad(cost, has_aux=True)(params)
     return net_state, (dparams, metrics)
@@ -287,13 +290,12 @@ def _by_autodiff(network, loss, share, params, net_state, images, labels, key):
 BACKWARD = {"manual": gradient_by_hand, "autodiff": _by_autodiff}
 
 
-def _metrics(value, logits, labels, share) -> dict[str, jax.Array]:
-    indices = labels if labels.ndim < logits.ndim else labels.argmax(-1)
-    return {
-        "loss": value * share,
-        "accuracy": (logits.argmax(-1) == indices).mean(dtype=value.dtype) * share,
-        "invalid_labels": (~valid_labels(indices, logits.shape[-1])).sum(),
-    }
+def _metrics(loss, value, logits, labels, share) -> dict[str, jax.Array]:
+    metrics = {"loss": value * share}
+    if counts := counts_of(loss, logits, labels):
+        metrics["accuracy"] = counts.right(logits, labels).mean(dtype=value.dtype) * share
+        metrics["invalid_labels"] = (~counts.valid(logits, labels)).sum()
+    return metrics
 
 
 def _parts(name, images, microbatch) -> int:

@@ -12,10 +12,11 @@ from functools import partial
 
 from jaxcnn.verification.cases import normalization, pooling, resize, source
 from jaxcnn.verification.cases import activation, normalization, pooling, resize, source
+from jaxcnn.verification.cases import activation, convolution, loss, normalization, pooling, resize, source
 from jaxcnn.verification.cases.case import Case
 from jaxcnn.verification.report import Report
 
-FAMILIES = (source, pooling, resize, normalization, activation)
+FAMILIES = (source, convolution, pooling, resize, normalization, activation, loss)
 
 
 def short_cases() -> list[Case]:
