@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
-from jaxcnn.verification.cases import normalization, pooling, resize, source
-from jaxcnn.verification.cases import activation, normalization, pooling, resize, source
 from jaxcnn.verification.cases import activation, convolution, loss, normalization, pooling, resize, source
 from jaxcnn.verification.cases.case import Case
 from jaxcnn.verification.report import Report
