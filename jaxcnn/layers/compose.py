@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -64,7 +65,8 @@ def sequential(*layers: Layer, name: str = "sequential") -> Layer:
             dparams |= {n: gradients} if gradients else {}
         return dparams, dy
 
-    return Layer(name, init, forward, backward, layers=layers, reference=reference)
+    rebuild = functools.partial(sequential, name=name)
+    return Layer(name, init, forward, backward, layers=layers, reference=reference, rebuild=rebuild)
 
 
 def residual(layer: Layer, shortcut: Layer | None = None, *, name: str = "residual") -> Layer:
@@ -112,7 +114,8 @@ def residual(layer: Layer, shortcut: Layer | None = None, *, name: str = "residu
             dx = dx + d
         return dparams, dx
 
-    return Layer(name, init, forward, backward, layers=tuple(sides.values()), reference=reference)
+    rebuild, layers = functools.partial(residual, name=name), tuple(sides.values())
+    return Layer(name, init, forward, backward, layers=layers, reference=reference, rebuild=rebuild)
 
 
 def _unique(names: Sequence[str]) -> tuple[str, ...]:
