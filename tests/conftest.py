@@ -28,6 +28,9 @@ FLOAT64 = 1e-12  # epsilon 2e-16, sums of up to 10⁴ terms
 FLOAT32 = 1e-5  # epsilon 1e-7, sums of up to 10³ terms
 NETWORK = 1e-10  # float64 through the layers of a network, each of which adds its error
 
+# For small programs that run once: XLA's CPU compiler takes a third of the time, and the arithmetic is the same.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
 
 @pytest.fixture
 def x64():
@@ -55,6 +58,10 @@ def draw(rng: np.random.Generator, *shapes: Any, dtype: Any = np.float64) -> tup
     return tuple(map(one, shapes))
 
 
+def is_float(array: Any) -> bool:
+    return jnp.issubdtype(jnp.asarray(array).dtype, jnp.floating)
+
+
 def random_like(rng: np.random.Generator, tree: Any) -> Any:
     """Random cotangents: all ones would hide a missing flip, swapped axes or a wrong place."""
     return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), tree)
@@ -72,7 +79,7 @@ def values_and_gradients(functions, arrays: tuple, rng: np.random.Generator, jit
         results = [(y, pullback(dy)) for y, pullback in (jax.vjp(f, *arrays) for f in functions)]
         return [(y, tuple(None if g is None or g.dtype == jax.dtypes.float0 else g for g in gs)) for y, gs in results]
 
-    return (jax.jit(run) if jit else run)(arrays, dy)
+    return (jax.jit(run, compiler_options=QUICK) if jit else run)(arrays, dy)
 
 
 def assert_close(got: Any, wanted: Any, tolerance: float) -> None:

@@ -1,4 +1,4 @@
-"""Rule: every transformation of jax, arguments, comparison of rules, errors."""
+"""Rule: dtypes, arguments, comparison of rules, errors."""
 
 import functools
 import inspect
@@ -16,13 +16,10 @@ from conftest import (
     assert_close,
     assert_same,
     draw,
+    is_float,
     plain_conv2d,
-    random_like,
     values_and_gradients,
 )
-from jax import lax
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 
 import jaxcnn
 from jaxcnn import Rule
@@ -46,140 +43,6 @@ scale = Rule(scale_forward, scale_backward)
 X = np.array([1.0, -2.0, 3.0], np.float32)
 
 
-def is_float(array):
-    return jnp.issubdtype(jnp.asarray(array).dtype, jnp.floating)
-
-
-def vmapped(f, first, others):
-    """f over three versions of its arrays: the batch on the axis named for the first and for the others, or not."""
-
-    def batched(*arrays):
-        axes = [(first if i == 0 else others) if is_float(a) else None for i, a in enumerate(arrays)]
-        stacks = [a if x is None else jnp.stack([a, 2 * a, -a[::-1]], x) for a, x in zip(arrays, axes, strict=True)]
-        return jax.vmap(f, axes, -1)(*stacks)
-
-    return batched
-
-
-def scanned(f):
-    """f three times in a loop whose carry goes into its first array, the rest being the same each time."""
-
-    def loop(x, *arrays):
-        def body(carry, scale):
-            y = f(x * carry, *arrays)
-            return carry + jnp.sin(y).mean() * scale, y
-
-        return lax.scan(body, jnp.ones((), x.dtype), jnp.array([1.0, 2.0, -1.0], x.dtype))
-
-    return loop
-
-
-def derived(f):
-    """The gradient of a curved function of f with respect to all floating arrays: its gradient is the second one."""
-
-    def gradient(*arrays):
-        numbers = tuple(i for i, a in enumerate(arrays) if is_float(a))
-        return jax.grad(lambda *arrays: jnp.sin(f(*arrays)).sum(), numbers)(*arrays)
-
-    return gradient
-
-
-def of_floats(f, arrays):
-    """f as a function of its floating arrays alone, these, and a tangent for each."""
-    numbers = [i for i, a in enumerate(arrays) if is_float(a)]
-    floats = tuple(arrays[i] for i in numbers)
-
-    def function(*some):
-        given = dict(zip(numbers, some, strict=True))
-        return f(*(given.get(i, a) for i, a in enumerate(arrays)))
-
-    return function, floats, tuple(jnp.cos(3 * a + 1) for a in floats)
-
-
-def pushed(f):
-    def derivative(*arrays):
-        function, floats, tangents = of_floats(f, arrays)
-        return jax.jvp(function, floats, tangents)[1]
-
-    return derivative
-
-
-def linearized(f):
-    def derivative(*arrays):
-        function, floats, tangents = of_floats(f, arrays)
-        return jax.linearize(function, *floats)[1](*tangents)
-
-    return derivative
-
-
-def pushed_gradient(f):
-    """The second derivative in one direction, forward over reverse."""
-
-    def derivative(*arrays):
-        function, floats, tangents = of_floats(f, arrays)
-        gradient = jax.grad(lambda *some: jnp.sin(function(*some)).sum(), tuple(range(len(floats))))
-        return jax.jvp(gradient, floats, tangents)[1]
-
-    return derivative
-
-
-def jacobian(transformation):
-    """Of a curved number, by the transformation, with respect to every floating array."""
-
-    def transformed(f):
-        def derivative(*arrays):
-            function, floats, _ = of_floats(f, arrays)
-            curved = lambda *some: jnp.sin(function(*some)).sum()  # noqa: E731
-            return transformation(curved, argnums=tuple(range(len(floats))))(*floats)
-
-        return derivative
-
-    return transformed
-
-
-TRANSFORMATIONS = {
-    "eager": lambda f: f,
-    "jit": jax.jit,
-    "vmap": lambda f: vmapped(f, 0, 0),
-    "vmap of the input alone, last axis": lambda f: vmapped(f, -1, None),
-    "vmap of the weights alone": lambda f: vmapped(f, None, 1),
-    "checkpoint": jax.checkpoint,
-    "scan": scanned,
-    "grad": derived,
-    "vmap of grad": lambda f: vmapped(lambda *arrays: derived(f)(*arrays)[0], 0, None),
-    "jit of scan of checkpoint": lambda f: jax.jit(scanned(jax.checkpoint(f))),
-    "jvp": pushed,
-    "vmap of jvp": lambda f: vmapped(pushed(f), 0, None),
-    "linearize": linearized,
-    "jvp of grad": pushed_gradient,
-    "jacfwd": jacobian(jax.jacfwd),
-    "jacrev": jacobian(jax.jacrev),
-    "hessian": jacobian(jax.hessian),
-}
-
-
-def test_every_public_rule_has_a_case():
-    public = {name for name, value in vars(jaxcnn).items() if isinstance(value, Rule)}
-    assert public == {case.rule.name for case in CASES.values()}
-
-
-def has_weights(case):
-    return len(CASES[case].shapes) > 1 and isinstance(CASES[case].shapes[1], tuple)
-
-
-@pytest.mark.parametrize(
-    ("case", "transformation"),
-    [(c, t) for c in CASES for t in TRANSFORMATIONS if "weights" not in t or has_weights(c)],
-)
-def test_transformations(case, transformation, x64, rng):
-    """Value and gradients after the transformation are those of the plain function after it."""
-    rule, shapes, static = CASES[case]
-    arrays = draw(rng, *shapes)
-
-    both = [TRANSFORMATIONS[transformation](functools.partial(f, **static)) for f in (rule, rule.plain)]
-    assert_close(*values_and_gradients(both, arrays, rng, jit=transformation != "eager"), FLOAT64)
-
-
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
 @pytest.mark.parametrize("case", CASES)
 def test_output_and_gradients_have_the_dtype_given(case, dtype, x64, rng):
@@ -188,39 +51,6 @@ def test_output_and_gradients_have_the_dtype_given(case, dtype, x64, rng):
     [(y, gradients)] = values_and_gradients([functools.partial(rule, **static)], arrays, rng)
     assert y.dtype == dtype
     assert [g.dtype for g in gradients if g is not None] == [a.dtype for a in arrays if is_float(a)]
-
-
-@pytest.mark.parametrize("place", ["inside", "outside"])
-@pytest.mark.parametrize("case", [c for c in CASES if c != "batch_norm"])  # its samples: tests/test_normalization.py
-def test_shard_map(case, place, x64, rng):
-    """Weights on both devices, samples divided: the gradients, taken on either side of shard_map, are as usual."""
-    rule, shapes, static = CASES[case]
-    arrays = tuple(map(jnp.asarray, draw(rng, *shapes)))
-    specs = tuple(P() if axis is None else P("batch") for axis in rule.batch_axes[: len(arrays)])
-    f, plain = functools.partial(rule, **static), functools.partial(rule.plain, **static)
-    is_loss = plain(*arrays).ndim == 0
-    mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices("cpu"))
-    shard_map = functools.partial(jax.shard_map, mesh=mesh)
-    y_spec = P() if is_loss else P("batch")
-
-    def local(*arrays):  # a loss is the mean over the samples of all devices
-        return lax.pmean(f(*arrays), "batch") if is_loss else f(*arrays)
-
-    dy = random_like(rng, plain(*arrays))
-    floats = [i for i, a in enumerate(arrays) if is_float(a)]
-
-    def pull(function, arrays, dy):
-        gradients = jax.vjp(function, *arrays)[1](dy)
-        return [gradients[i] for i in floats]
-
-    if place == "inside":
-        out_specs = [specs[i] for i in floats]
-        run = shard_map(lambda arrays, dy: pull(local, arrays, dy), in_specs=(specs, y_spec), out_specs=out_specs)
-    else:
-        run = functools.partial(pull, shard_map(local, in_specs=specs, out_specs=y_spec))
-    # Two executions with collectives under way at once can wait for each other for ever.
-    got = jax.block_until_ready(jax.jit(run)(arrays, dy))
-    assert_close(got, jax.jit(functools.partial(pull, plain))(arrays, dy), FLOAT64)
 
 
 @pytest.mark.parametrize(
