@@ -13,8 +13,9 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn.verification.compilation import quick_jit
 from jaxcnn.verification.subject import Subject
-from jaxcnn.verification.trials import EPSILON, Trial, quick_jit
+from jaxcnn.verification.trials import EPSILON, Trial
 
 MOVED = 2.0**-30  # relative: where rounding alone hides a result's digits (1 - y² at y = 1), this shows them
 SAMPLES = 3
