@@ -284,19 +284,19 @@ def _verify(arguments: Verify) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from jaxcnn.verification.cases import full_cases, short_cases
-    from jaxcnn.verification.verify import Options
+    from jaxcnn.training.devices import available_cores
+    from jaxcnn.verification import cases
+    from jaxcnn.verification.options import Options
 
     console = Console(highlight=False, markup=False)
-    cases = full_cases() if arguments.full else short_cases()
+    count = len(cases.full_cases() if arguments.full else cases.short_cases())
     checks = ("float64", *Options().dtypes)
     table = Table(title="hand-written backward passes: largest error relative to the largest element")
     for heading in ("rule or layer", "case", *checks, ""):
         table.add_column(heading, justify="right" if heading in checks else "left")
     reports = []
     start = time.perf_counter()
-    for case in _tracked(cases, console):
-        report = case.verify()
+    for case, report in _tracked(cases.verify_all(arguments.full, available_cores()), count, console):
         reports.append((case.what, case.static, report))
         errors = (f"{report.largest(check):.1e}" for check in checks)
         table.add_row(report.name, case.what, *errors, "ok" if report.ok else "FAILED")
@@ -352,10 +352,11 @@ def _write_json(file: Path | None, reports: Sequence[tuple[str, dict[str, Any], 
     file.write_text(json.dumps({**summary, "results": results}, indent=1) + "\n")
 
 
-def _tracked(cases: Sequence[Any], console: Console) -> Iterator[Any]:
+def _tracked(items: Iterator[Any], count: int, console: Console) -> Iterator[Any]:
     from rich.progress import track
 
-    return iter(track(cases, "verifying", console=console, transient=True, disable=not console.is_terminal))
+    hidden = not console.is_terminal
+    return iter(track(items, "verifying", total=count, console=console, transient=True, disable=hidden))
 
 
 def _leaves(tree: Any) -> list[Any]:

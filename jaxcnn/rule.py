@@ -87,6 +87,8 @@ class Rule(Generic[P]):
         signature = inspect.signature(self.forward)
         if all(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in signature.parameters.values()):
             raise TypeError(f"Rule: forward must have a positional parameter, an array; got {name}{signature}")
+        if self.batch_axes is not None:
+            self._check_batch_axes(signature)
         # What `help`, `inspect.signature` and documentation tools read: the rule presents itself as its forward.
         self.__dict__.update(
             __name__=name,
@@ -95,6 +97,14 @@ class Rule(Generic[P]):
             __doc__=self.forward.__doc__,
             __signature__=signature,
         )
+
+    def _check_batch_axes(self, signature: inspect.Signature) -> None:
+        axes, kinds = self.batch_axes, [p.kind for p in signature.parameters.values()]
+        if not isinstance(axes, tuple) or not all(a is None or (type(a) is int and a >= 0) for a in axes):
+            raise TypeError(f"Rule: batch_axes must be a tuple with an axis or None for each array, got {axes!r}")
+        count = sum(k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for k in kinds)
+        if len(axes) > count and inspect.Parameter.VAR_POSITIONAL not in kinds:
+            raise ValueError(f"Rule: batch_axes must have an entry for each of the {count} arrays, got {axes}")
 
     def __repr__(self) -> str:
         return f"Rule({self.name})"
@@ -273,7 +283,9 @@ def _array(rule: str, name: str, value: Any) -> jax.Array | None:
     try:
         array = None if value is None else jnp.asarray(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{rule}: {name} must be an array, got {type(value).__name__}") from None
+        kind = type(value).__name__
+        kind = f"an {kind} of dtype {value.dtype}" if isinstance(value, np.ndarray) else kind
+        raise TypeError(f"{rule}: {name} must be an array, got {kind}") from None
     if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.dtype.itemsize == 8:
         kind = np.iinfo(jnp.asarray(value[:0] if value.ndim else value).dtype)
         if value.size and not kind.min <= value.min() <= value.max() <= kind.max:

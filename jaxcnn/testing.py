@@ -16,7 +16,7 @@ def assert_rule(
     *arrays: Any,
     options: Options | None = None,
     key: jax.Array | None = None,
-    train: bool = True,
+    train: bool | None = None,
     **static: Any,
 ) -> None:
     """Passes if the hand-written backward pass is right; the arguments are those of `jaxcnn.verify`.

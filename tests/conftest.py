@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,12 @@ from jax import lax
 
 import jaxcnn
 
-# Before jax's first use of a device. Two CPU devices serve the shard_map tests. The tests compile hundreds of small
-# programs: all of them are kept between runs, however quickly they compiled.
+CACHE = Path(__file__).parents[1] / ".jax_cache" / os.environ.get("PYTEST_XDIST_WORKER", "main")
+
+# Before jax's first use of a device. Two CPU devices serve the shard_map tests. The tests compile hundreds of
+# programs: all of them are kept between runs, however quickly they compiled, by each of pytest-xdist's processes for itself.
 jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

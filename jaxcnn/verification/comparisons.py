@@ -114,10 +114,10 @@ def transposed(p: Pairs) -> Iterator[Cause]:
 def flipped(p: Pairs) -> Iterator[Cause]:
     ndim = p.right[0].ndim
     spatial = spatial_axes(ndim)
-    for axes in [*([spatial] if spatial else []), *((axis,) for axis in range(ndim))]:
+    for axes in [*turned_axes(ndim), *((axis,) for axis in range(ndim))]:
         if (error := p.fit([np.flip(r, axes) for r in p.right])) is None:
             continue
-        if len(axes) == 2:
+        if len(axes) > 1:
             yield Cause("rotated", f"{p.name} equals the right gradient rotated by 180 degrees, to {error:.0e}")
         elif ndim > 2 and axes[0] not in spatial:
             yield Cause("partial", f"{p.name} has the slices of its axis {axes[0]} in reverse order")
@@ -216,8 +216,14 @@ def unknown(p: Pairs) -> Cause:
 
 
 def spatial_axes(ndim: int) -> tuple[int, ...]:
-    """Rows and columns of H×W, H×W×C and N×H×W×C; of a filter likewise."""
-    return {2: (0, 1), 3: (0, 1), 4: (1, 2)}.get(ndim, ())
+    """Rows and columns of H×W, H×W×C and N×H×W×C, and the depth before them of N×D×H×W×C; of a filter likewise."""
+    return {2: (0, 1), 3: (0, 1), 4: (1, 2), 5: (1, 2, 3)}.get(ndim, ())
+
+
+def turned_axes(ndim: int) -> list[tuple[int, ...]]:
+    """Axes in which an image or a filter may be turned by 180 degrees: in our layout, then in any other."""
+    neighbours = [tuple(range(i, i + n)) for n in (2, 3) for i in range(ndim - n + 1)]
+    return list(dict.fromkeys([*([spatial_axes(ndim)] if ndim > 1 else []), *neighbours]))
 
 
 def wrong_elements(p: Pairs) -> np.ndarray:

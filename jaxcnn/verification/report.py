@@ -74,6 +74,7 @@ class Report(NamedTuple):
     rows: tuple[Row, ...]
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()  # what is no fault: bytes saved, kinks met, checks left out and why
+    gaps: tuple[str, ...] = ()  # what could not be checked at the given arrays
 
     @property
     def ok(self) -> bool:
@@ -84,7 +85,8 @@ class Report(NamedTuple):
         return max((row.relative for row in self.rows if row.check == check), default=math.nan)
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: {'correct' if self.ok else f'{len(self.findings)} finding(s)'}"]
+        correct = "correct where it could be checked" if self.gaps else "correct"
+        lines = [f"{self.name}: {correct if self.ok else f'{len(self.findings)} finding(s)'}"]
         for finding in self.findings:
             also = f" (or {', '.join(finding.also)})" if finding.also else ""
             lines.append(f"  {finding.cause}{also}: {finding.message}")
@@ -94,7 +96,7 @@ class Report(NamedTuple):
                 lines.append(f"    worst: d{finding.argument}{place} is {w.got:.6g}, right is {w.right:.6g}")
             lines += [f"    {row}" for row in finding.picture().splitlines()]
         lines += _table(self.rows) if self.rows else []
-        lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  not checked: {gap}" for gap in self.gaps] + [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
     __repr__ = __str__

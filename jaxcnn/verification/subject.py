@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule, autodiff_vjp
+from jaxcnn.verification.compilation import quick_jit
 
 Pullback = Callable[[Any], list]
 
@@ -27,28 +28,37 @@ class Subject(NamedTuple):
     arrays: tuple[np.ndarray, ...]
     batch_axes: tuple[int | None, ...]  # of each float array the axis of the samples
     forward: Callable[[list], tuple[Any, Any]]  # values -> (output, residuals)
+    value: Callable[[list], Any]  # values -> output, compiled
     backward: Callable[[Any, Any], list]  # (residuals, dy) -> cotangents
     plain: Callable[[list], Any]  # values -> output, for autodiff
     take: Callable[[np.ndarray], Subject] | None  # the same of some of the samples
+    declared: bool  # whether a reference says what the gradient is where the forward pass has none
+    epsilon: float = 2.0**-52  # of the precision that "float64" is, where the forward pass narrows what it is given
 
     def by_hand(self, values: list) -> tuple[Any, Pullback]:
         output, residuals = self.forward(values)
-        return output, lambda dy: self.backward(residuals, dy)
+        return output, lambda dy: self.backward(residuals, _like_output(dy, output))
 
     def by_autodiff(self, values: list) -> tuple[Any, Pullback]:
         output, pullback = autodiff_vjp(lambda *v: self.plain(list(v)), tuple(values))
-        return output, lambda dy: list(pullback(dy))
+        return output, lambda dy: list(pullback(_like_output(dy, output)))
 
 
-def subject_of(rule_or_layer: Rule | Layer, arrays: tuple, key, train: bool, static: dict) -> Subject:
+def _like_output(dy: Any, output: Any) -> Any:
+    """A cotangent has its output's dtype, which need not be that of the arrays."""
+    return jnp.asarray(dy, getattr(output, "dtype", None))
+
+
+def subject_of(rule_or_layer: Rule | Layer, arrays: tuple, key, train: bool | None, static: dict) -> Subject:
     """Raises TypeError or ValueError for a bad call, the only fault that is the caller's."""
     if isinstance(rule_or_layer, Rule):
-        return _of_rule(rule_or_layer, arrays, static)
+        own = {"key": key, "train": train}  # a rule's static argument may have such a name
+        return _of_rule(rule_or_layer, arrays, static | {n: v for n, v in own.items() if v is not None})
     if not isinstance(rule_or_layer, Layer):
         raise TypeError(f"verify: takes a Rule or a Layer, got {type(rule_or_layer).__name__}")
     if len(arrays) != 1 or static:
         raise TypeError("verify: a layer is verified with one array, x, and no static arguments")
-    return _of_layer(rule_or_layer, arrays[0], key, train)
+    return _of_layer(rule_or_layer, arrays[0], _key(key), train is None or train)
 
 
 def _of_rule(rule: Rule, args: tuple, static: dict) -> Subject:
@@ -58,6 +68,11 @@ def _of_rule(rule: Rule, args: tuple, static: dict) -> Subject:
     names = rule.argument_names(len(given))
     axes = (rule.batch_axes or ())[: len(given)]
     axes += (None,) * (len(given) - len(axes))
+    for name, array, axis in zip(names, given, axes, strict=True):
+        if array is not None and axis is not None and not axis < max(array.ndim, 1):
+            raise ValueError(
+                f"verify: {rule.name}: batch_axes names axis {axis} of {name}, whose shape is {array.shape}"
+            )
 
     def fill(values: list) -> list:
         full = list(given)
@@ -75,7 +90,7 @@ def _of_rule(rule: Rule, args: tuple, static: dict) -> Subject:
         cotangents = rule.backward(residuals, dy, **static)
         if not isinstance(cotangents, tuple) or len(cotangents) != len(given):
             raise StructureError(f"backward must return a tuple of {len(given)} cotangents, got {_kind(cotangents)}")
-        return [cotangents[i] for i in floats]
+        return _arrays([cotangents[i] for i in floats], [names[i] for i in floats])
 
     def take(samples):
         def of(array, axis):
@@ -96,19 +111,31 @@ def _of_rule(rule: Rule, args: tuple, static: dict) -> Subject:
         tuple(np.asarray(given[i]) for i in floats),
         tuple(axes[i] for i in floats),
         forward,
+        quick_jit(lambda values: forward(values)[0]),
         backward,
         plain,
         take if batched and all(a.ndim for a in batched) else None,
+        rule.reference is not None,
     )
+
+
+def _key(key: Any) -> Any:
+    if key is None:
+        return jax.random.key(0)
+    if not hasattr(key, "dtype") or not (_is_key(key) or key.dtype == jnp.uint32):
+        raise TypeError(f"verify: key must be a jax key, as of jax.random.key(0), got {key!r}")
+    return key
 
 
 def _of_layer(layer: Layer, x, key, train: bool) -> Subject:
     x = np.asarray(x)
+    if x.dtype == object:
+        raise TypeError("verify: x must be an array of numbers, got dtype object")
+    x = np.asarray(jnp.asarray(x))  # of the dtype that the layer would see
     if x.ndim < 1:
         raise ValueError(f"verify: x must have an axis of samples, got shape {x.shape}")
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise TypeError(f"verify: x of a layer must be floating point, got {x.dtype}")
-    key = jax.random.key(0) if key is None else key
     params, state, _ = layer.init(key, x.shape[1:])
     params = _disturbed(params)
     arrays, structure = jax.tree.flatten((params, x))
@@ -125,7 +152,7 @@ def _of_layer(layer: Layer, x, key, train: bool) -> Subject:
             raise StructureError(
                 f"backward must return (dparams, dx) of structure {structure}, got {jax.tree.structure(result)}"
             )
-        return jax.tree.leaves(result)
+        return _arrays(jax.tree.leaves(result), [*labels, "x"])
 
     def plain(values):
         params, x = jax.tree.unflatten(structure, values)
@@ -137,10 +164,23 @@ def _of_layer(layer: Layer, x, key, train: bool) -> Subject:
         tuple(map(np.asarray, arrays)),
         (*(None for _ in labels), 0),
         forward,
+        quick_jit(lambda values: forward(values)[0]),
         backward,
         plain,
         lambda samples: _of_layer(layer, x[samples], key, train),
+        _declares(layer),
     )
+
+
+def _declares(layer: Layer) -> bool:
+    return (layer.rule is not None and layer.rule.reference is not None) or any(map(_declares, layer.layers))
+
+
+def _arrays(cotangents: list, names: list[str]) -> list:
+    for cotangent, name in zip(cotangents, names, strict=True):
+        if cotangent is not None and not hasattr(cotangent, "dtype") and not isinstance(cotangent, int | float):
+            raise StructureError(f"backward's cotangent of {name} must be an array, got {_kind(cotangent)}")
+    return cotangents
 
 
 def _kind(value: Any) -> str:

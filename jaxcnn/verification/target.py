@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import math
 import re
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 
 from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule
+
+LARGEST = 10**7  # elements of an array: several dozens of them are held at once, and each is looked at
 
 
 def load_target(target: str) -> Rule | Layer:
@@ -35,7 +38,7 @@ def load_target(target: str) -> Rule | Layer:
     sys.path.insert(0, str(file.parent.absolute()))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"verify: {path} cannot be run: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
@@ -61,6 +64,8 @@ def make_array(shape: str, seed: int) -> np.ndarray:
     if form is None or form[2] == "0":
         raise ValueError(f"--shapes: got {shape!r}, required sizes as 2x8x8x3, or scalar, :N behind it for indices")
     sizes = () if form[1] == "scalar" else tuple(map(int, form[1].split("x")))
+    if math.prod(sizes) > LARGEST:
+        raise ValueError(f"--shapes: got {shape!r}, {math.prod(sizes):,} elements; at most {LARGEST:,} can be verified")
     generator = np.random.default_rng(seed)
     if form[2]:
         return generator.integers(0, int(form[2]), sizes).astype(np.int32)

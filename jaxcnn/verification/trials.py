@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn.verification.compilation import quick_jit
 from jaxcnn.verification.subject import StructureError, Subject
 
 EPSILON = 2.0**-52
@@ -18,7 +19,8 @@ FLOAT64_TOLERANCE = 1e-12
 SMALL = 1e-6
 LARGE = -1e6  # a cotangent times this: a rule that is not linear in dy, or that looks at its sign, shows here
 ONE_HOT = 24  # cotangents that look at one element of the output each: they see what a sum over all would drown
-SMALL_ARRAYS = 10_000  # elements in all
+# Whoever calls with default_rng(0).normal() shall not meet dy = x: the verifier draws from streams of its own.
+STREAM = 0x6A6178
 
 Runner = Callable[[str, Sequence[Any], Any], "Trial"]  # (kind, values, dy)
 
@@ -33,23 +35,9 @@ class Trial(NamedTuple):
     right: tuple[np.ndarray, ...]  # by autodiff
 
 
-def quick_jit(function: Callable) -> Callable:
-    """`jax.jit`; for small arrays on a CPU it compiles in a third of the time, and runs slower.
-
-    That form does not vectorise either; XLA's CPU compiler aborts the process on some vectorised float16
-    (openxla/xla#44943), which therefore always takes it.
-    """
-    usual = jax.jit(function)
-    if jax.default_backend() != "cpu":
-        return usual
-    quick = jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-    def call(*arguments):
-        arrays = [jnp.asarray(a) for a in jax.tree.leaves(arguments)]
-        small = sum(a.size for a in arrays) <= SMALL_ARRAYS or any(a.dtype == jnp.float16 for a in arrays)
-        return (quick if small else usual)(*arguments)
-
-    return call
+def stream(seed: int, *what: int) -> np.random.Generator:
+    """Random numbers of the verifier's own, for a seed and for what they are drawn."""
+    return np.random.default_rng((STREAM, seed, *what))
 
 
 def runner(subject: Subject) -> Runner:
@@ -75,7 +63,7 @@ def runner(subject: Subject) -> Runner:
 
 def float64_trials(subject: Subject, run: Runner, seed: int, cotangents: int) -> list[Trial]:
     """The given values with cotangents of several kinds, and values with ties and zeros."""
-    generator = np.random.default_rng(seed)
+    generator = stream(seed)
     values = [np.asarray(a, np.float64) for a in subject.arrays]
     shape = jax.eval_shape(subject.plain, values).shape
     random = [generator.standard_normal(shape) for _ in range(cotangents)]
@@ -87,9 +75,12 @@ def float64_trials(subject: Subject, run: Runner, seed: int, cotangents: int) ->
         dy = np.zeros(size)
         dy[place] = 1
         trials.append(run("one element", values, dy.reshape(shape)))
-    tied = [run("ties", [with_ties(v) for v in values], dy) for dy in random[:2]]
-    # Where the plain gradient is infinite at such values there is nothing to compare with.
-    return trials + [t for t in tied if all(np.isfinite(r).all() for r in t.right)]
+    for make in (rounded, constant, with_zeros):
+        special = [make(v, generator) for v in values]
+        tied = [run("ties", special, dy) for dy in random[:2]]
+        # Where the plain gradient is infinite at such values there is nothing to compare with.
+        trials += [t for t in tied if all(np.isfinite(r).all() for r in t.right)]
+    return trials
 
 
 def _spread(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -97,10 +88,25 @@ def _spread(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarra
     return generator.standard_normal(shape) * generator.choice([1, 1, 1, 1e8, 1e-8], shape)
 
 
-def with_ties(array: np.ndarray) -> np.ndarray:
-    """The array rounded so coarsely that values coincide and some are zero."""
-    scale = np.abs(array).max(initial=0.0) / 3
-    return np.round(array / scale) * scale if scale > 0 else array
+def rounded(array: np.ndarray, _: np.random.Generator) -> np.ndarray:
+    """The array rounded so coarsely that values coincide, and some are zero."""
+    return np.round(array / _grid(array)) * _grid(array)
+
+
+def constant(array: np.ndarray, _: np.random.Generator) -> np.ndarray:
+    """All elements equal."""
+    return np.full_like(array, _grid(array))
+
+
+def with_zeros(array: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Half of the elements zero; the only one, if there is one."""
+    return np.where((generator.random(array.shape) < 0.5) | (array.size == 1), 0.0, array)
+
+
+def _grid(array: np.ndarray) -> float:
+    """A power of two, so that arrays of about one size get common values, which may tie with each other."""
+    size = _largest(array)
+    return 2.0 ** math.floor(math.log2(size / 2)) if size else 1.0
 
 
 class Difference(NamedTuple):
@@ -112,21 +118,23 @@ class Difference(NamedTuple):
     trial: Trial
 
 
-def worst_difference(trials: Sequence[Trial], i: int) -> Difference:
-    """Over all trials of argument i, the one whose error is largest in units of what is allowed.
+def worst_difference(
+    trials: Sequence[Trial], i: int, only: Trial | None = None, epsilon: float = EPSILON
+) -> Difference:
+    """Over all trials of argument i, or for one of them, the error that is largest in units of what is allowed.
 
-    Allowed is 1e-12 of the trial's own largest right element, so that a small cotangent's fault is not drowned by a
-    large one's, plus a few units in the last place of the largest element that an ordinary cotangent gives.
+    Allowed is 1e-12 (of float64) of the trial's own largest right element, so that a small cotangent's fault is not
+    drowned by a large one's, plus a few units in the last place of the largest that an ordinary cotangent gives.
     """
     differences = []
-    for trial in trials:
+    for trial in trials if only is None else [only]:
         hand, right = trial.hand[i], trial.right[i]
         scale = _largest(right)
         like = [t for t in trials if (t.kind == "ties") == (trial.kind == "ties")]
         ordinary = max(_largest(t.right[i]) / max(_largest(t.dy), 1e-300) for t in like)
-        floor = 8 * EPSILON * ordinary * _largest(trial.dy)
+        floor = 8 * epsilon * ordinary * _largest(trial.dy)
         error = largest_difference(hand, right) if hand is not None and hand.shape == right.shape else math.inf
-        differences.append(Difference(error, FLOAT64_TOLERANCE * scale + floor, scale, trial))
+        differences.append(Difference(error, FLOAT64_TOLERANCE * epsilon / EPSILON * scale + floor, scale, trial))
     return max(differences, key=lambda d: _excess(d.error, d.tolerance))
 
 

@@ -5,8 +5,14 @@ Each file holds the cases of one family: `short`, every rule and layer once at e
 
 from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+
 from jaxcnn.verification.cases import activation, convolution, loss, normalization, pooling, resize, source
 from jaxcnn.verification.cases.case import Case
+from jaxcnn.verification.report import Report
 
 FAMILIES = (source, convolution, pooling, resize, normalization, activation, loss)
 
@@ -17,3 +23,22 @@ def short_cases() -> list[Case]:
 
 def full_cases() -> list[Case]:
     return short_cases() + [case for family in FAMILIES for case in family.more()]
+
+
+EACH = 8  # cases at least for each process: it takes seconds to start
+
+
+def verify_all(full: bool, processes: int) -> Iterator[tuple[Case, Report]]:
+    """Each case with its report, in order. Compiling takes the time, on one core for each process."""
+    cases = full_cases() if full else short_cases()
+    processes = min(processes, len(cases) // EACH)
+    if processes < 2:
+        yield from ((case, case.verify()) for case in cases)
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        yield from zip(cases, pool.map(partial(_verify_one, full), range(len(cases))), strict=True)
+
+
+def _verify_one(full: bool, number: int) -> Report:
+    """By its number: a case itself, made of functions, cannot be sent to another process."""
+    return (full_cases() if full else short_cases())[number].verify()
