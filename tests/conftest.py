@@ -18,7 +18,7 @@ import jaxcnn
 CACHE = Path(__file__).parents[1] / ".jax_cache" / os.environ.get("PYTEST_XDIST_WORKER", "main")
 
 # Before jax's first use of a device. Two CPU devices serve the shard_map tests. The tests compile hundreds of
-# programs: all of them are kept between runs, however quickly they compiled, by each of pytest-xdist's processes for itself.
+# programs: each of pytest-xdist's processes keeps its own between runs, however quickly they compiled.
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
