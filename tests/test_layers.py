@@ -38,6 +38,11 @@ LAYERS = {
     "Flatten": (Flatten(), (3, 4, 2), {}, (24,)),
     "Dense": (Dense(3), (5,), {"weights": (5, 3), "bias": (3,)}, (3,)),
     "Dense without bias": (Dense(3, bias=False), (5,), {"weights": (5, 3)}, (3,)),
+    "LayerNorm": (jaxcnn.LayerNorm(epsilon=0.1), (3, 4), {"scale": (4,), "shift": (4,)}, (3, 4)),
+    "GroupNorm": (jaxcnn.GroupNorm(2, epsilon=0.1), (3, 2, 4), {"scale": (4,), "shift": (4,)}, (3, 2, 4)),
+    "InstanceNorm": (jaxcnn.InstanceNorm(epsilon=0.1), (3, 2, 4), {"scale": (4,), "shift": (4,)}, (3, 2, 4)),
+    "RMSNorm": (jaxcnn.RMSNorm(epsilon=0.1), (3, 4), {"scale": (4,)}, (3, 4)),
+    "Identity": (jaxcnn.Identity(), (3, 4), {}, (3, 4)),
     "sequential": (
         sequential(Conv2D(3, 3), ReLU(), Conv2D(2, 3, bias=False), MaxPool(), Flatten(), Dense(4), ReLU()), (6, 4, 1),
         {"conv2d_1": {"filters": (3, 3, 3, 1), "bias": (3,)}, "conv2d_2": {"filters": (2, 3, 3, 3)},

@@ -17,7 +17,9 @@ from jaxcnn.layers.activation import (
 )
 from jaxcnn.layers.basic import Conv2D, Dense, Flatten, MaxPool, ReLU, Sigmoid
 from jaxcnn.layers.compose import residual, sequential
-from jaxcnn.layers.layer import Layer, differentiable, from_rule
+from jaxcnn.layers.dropout import Dropout, SpatialDropout, StochasticDepth
+from jaxcnn.layers.layer import Identity, Layer, by_mode, differentiable, from_rule
+from jaxcnn.layers.normalization import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from jaxcnn.layers.pooling import AdaptiveAvgPool, AvgPool, GlobalAvgPool, GlobalMaxPool
 from jaxcnn.layers.resize import ConvTranspose2D, DepthToSpace, ReflectPad, SpaceToDepth, Upsample, ZeroPad
 
@@ -27,20 +29,27 @@ __all__ = [
     "SELU",
     "AdaptiveAvgPool",
     "AvgPool",
+    "BatchNorm",
     "Conv2D",
     "ConvTranspose2D",
     "Dense",
     "DepthToSpace",
+    "Dropout",
     "Flatten",
     "GlobalAvgPool",
     "GlobalMaxPool",
+    "GroupNorm",
     "HardSigmoid",
     "HardSwish",
+    "Identity",
+    "InstanceNorm",
     "Layer",
+    "LayerNorm",
     "LeakyReLU",
     "LogSoftmax",
     "MaxPool",
     "PReLU",
+    "RMSNorm",
     "ReLU",
     "ReLU6",
     "ReflectPad",
@@ -49,9 +58,12 @@ __all__ = [
     "Softmax",
     "Softplus",
     "SpaceToDepth",
+    "SpatialDropout",
+    "StochasticDepth",
     "Tanh",
     "Upsample",
     "ZeroPad",
+    "by_mode",
     "differentiable",
     "from_rule",
     "residual",

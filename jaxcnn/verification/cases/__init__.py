@@ -5,10 +5,10 @@ Each file holds the cases of one family: `short`, every rule and layer once at e
 
 from __future__ import annotations
 
-from jaxcnn.verification.cases import activation, normalization, pooling, resize, source
+from jaxcnn.verification.cases import activation, layers, normalization, pooling, resize, source
 from jaxcnn.verification.cases.case import Case
 
-FAMILIES = (source, pooling, resize, normalization, activation)
+FAMILIES = (source, pooling, resize, normalization, activation, layers)
 
 
 def short_cases() -> list[Case]:
