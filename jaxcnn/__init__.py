@@ -25,6 +25,7 @@ from jaxcnn.layers import (
     InstanceNorm,
     Layer,
     LayerNorm,
+    LayerScale,
     LeakyReLU,
     LogSoftmax,
     MaxPool,
@@ -39,21 +40,24 @@ from jaxcnn.layers import (
     Softplus,
     SpaceToDepth,
     SpatialDropout,
+    SqueezeExcitation,
     StochasticDepth,
     Tanh,
     Upsample,
     ZeroPad,
     differentiable,
+    parallel,
     residual,
     sequential,
+    with_dtypes,
 )
 from jaxcnn.rule import Rule, Static
 from jaxcnn.rules.activation import relu, sigmoid
 from jaxcnn.rules.average_pooling import adaptive_avg_pool, avg_pool, global_avg_pool, global_max_pool
-from jaxcnn.rules.cast import cast
 from jaxcnn.rules.convolution import conv2d, rotate180
 from jaxcnn.rules.dense import backproplayer, dense
 from jaxcnn.rules.dropout import dropout
+from jaxcnn.rules.join import add, concatenate, scale_channels
 from jaxcnn.rules.loss import softmax_cross_entropy
 from jaxcnn.rules.normalization import batch_norm, frozen_batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from jaxcnn.rules.piecewise_activation import elu, hard_sigmoid, hard_swish, leaky_relu, prelu, relu6, selu
@@ -104,6 +108,7 @@ __all__ = [
     "InstanceNorm",
     "Layer",
     "LayerNorm",
+    "LayerScale",
     "LeakyReLU",
     "LogSoftmax",
     "MaxPool",
@@ -121,6 +126,7 @@ __all__ = [
     "Softplus",
     "SpaceToDepth",
     "SpatialDropout",
+    "SqueezeExcitation",
     "Static",
     "StochasticDepth",
     "Tanh",
@@ -129,10 +135,11 @@ __all__ = [
     "ZeroPad",
     "__version__",
     "adaptive_avg_pool",
+    "add",
     "avg_pool",
     "backproplayer",
     "batch_norm",
-    "cast",
+    "concatenate",
     "conv2d",
     "conv_transpose2d",
     "dense",
@@ -158,6 +165,7 @@ __all__ = [
     "log_softmax",
     "max_pool",
     "models",
+    "parallel",
     "per_sample_gradients",
     "prelu",
     "reflect_pad",
@@ -167,6 +175,7 @@ __all__ = [
     "rms_norm",
     "rotate180",
     "save",
+    "scale_channels",
     "selu",
     "sequential",
     "shuffled",
@@ -184,6 +193,7 @@ __all__ = [
     "upsample_nearest",
     "use_cpu_cores",
     "verify",
+    "with_dtypes",
     "zero_pad",
 ]
 

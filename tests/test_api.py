@@ -22,6 +22,8 @@ CONSTRUCTORS = {
     "LogSoftmax": "log_softmax", "PReLU": "prelu", "ReLU6": "relu6", "SELU": "selu", "SiLU": "silu",
     "Softmax": "softmax", "Softplus": "softplus", "Tanh": "tanh",
     "BatchNorm": "batch_norm", "Dropout": "dropout", "GroupNorm": "group_norm", "Identity": "identity",
+    "LayerScale": "layer_scale", "SqueezeExcitation": "squeeze_excitation", "parallel": "parallel",
+    "with_dtypes": "mixed",
     "InstanceNorm": "instance_norm", "LayerNorm": "layer_norm", "RMSNorm": "rms_norm",
     "SpatialDropout": "spatial_dropout", "StochasticDepth": "stochastic_depth",
 }  # fmt: skip

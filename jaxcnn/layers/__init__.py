@@ -16,12 +16,14 @@ from jaxcnn.layers.activation import (
     Tanh,
 )
 from jaxcnn.layers.basic import Conv2D, Dense, Flatten, MaxPool, ReLU, Sigmoid
-from jaxcnn.layers.compose import residual, sequential
+from jaxcnn.layers.compose import parallel, residual, sequential
 from jaxcnn.layers.dropout import Dropout, SpatialDropout, StochasticDepth
+from jaxcnn.layers.dtypes import with_dtypes
 from jaxcnn.layers.layer import Identity, Layer, by_mode, differentiable, from_rule
 from jaxcnn.layers.normalization import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from jaxcnn.layers.pooling import AdaptiveAvgPool, AvgPool, GlobalAvgPool, GlobalMaxPool
 from jaxcnn.layers.resize import ConvTranspose2D, DepthToSpace, ReflectPad, SpaceToDepth, Upsample, ZeroPad
+from jaxcnn.layers.scaling import LayerScale, SqueezeExcitation
 
 __all__ = [
     "ELU",
@@ -45,6 +47,7 @@ __all__ = [
     "InstanceNorm",
     "Layer",
     "LayerNorm",
+    "LayerScale",
     "LeakyReLU",
     "LogSoftmax",
     "MaxPool",
@@ -59,6 +62,7 @@ __all__ = [
     "Softplus",
     "SpaceToDepth",
     "SpatialDropout",
+    "SqueezeExcitation",
     "StochasticDepth",
     "Tanh",
     "Upsample",
@@ -66,6 +70,8 @@ __all__ = [
     "by_mode",
     "differentiable",
     "from_rule",
+    "parallel",
     "residual",
     "sequential",
+    "with_dtypes",
 ]

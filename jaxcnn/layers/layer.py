@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from jaxcnn.handwritten import call_by_hand
 from jaxcnn.rule import Rule, Static, checked_cotangent, describe, equally_varying
-from jaxcnn.rules.cast import cast
 from jaxcnn.rules.window import is_whole
 
 
@@ -124,9 +123,8 @@ def from_rule(
 
     def backward(residuals, dy):
         dx, *gradients = rule.backward(residuals.saved, dy, **defaults)
-        (dx,) = cast.backward(residuals.dtype, dx, dtype=dx.dtype)
         # Those of a bias that is absent, of the state and of a key come after the parameters' own: dropped.
-        return dict(zip(parameters, gradients, strict=False)), dx
+        return dict(zip(parameters, gradients, strict=False)), dx.astype(residuals.dtype.value)
 
     def reference(params, state, x, *, train=False, key=None):
         x = _following(params, x)
@@ -142,7 +140,7 @@ def _following(params: dict, x: Any) -> Any:
     dtypes = {p.dtype for p in params.values()}
     if len(dtypes) != 1 or not jnp.issubdtype(x.dtype, jnp.floating):
         return x
-    return cast.forward(x, dtype=dtypes.pop())[0]
+    return x.astype(dtypes.pop())
 
 
 def Identity(*, name: str = "identity") -> Layer:
