@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numbers
 
-import jax.numpy as jnp
 from jax.nn import initializers
 
 from jaxcnn.layers.basic import Initializer
@@ -65,7 +64,7 @@ def BatchNorm(
         return {n: momentum * s + (1 - momentum) * batch[n].astype(s.dtype) for n, s in state.items()}
 
     parameters = _by_channel("BatchNorm", scale=scale_init, shift=shift_init)
-    state = _by_channel("BatchNorm", mean=_wide(initializers.zeros), variance=_wide(initializers.ones))
+    state = _by_channel("BatchNorm", mean=initializers.zeros, variance=initializers.ones)
     return by_mode(
         from_rule(rule, name, parameters, update=running, epsilon=epsilon),
         from_rule(frozen_rule, name, parameters, state=state, epsilon=epsilon),
@@ -147,8 +146,3 @@ def _by_channel(function: str, **initial: Initializer) -> dict:
         return make
 
     return {name: maker(initialise) for name, initialise in initial.items()}
-
-
-def _wide(initialise: Initializer) -> Initializer:
-    """In float32 at least."""
-    return lambda key, shape: initialise(key, shape, jnp.promote_types(jnp.result_type(float), jnp.float32))
