@@ -212,6 +212,10 @@ PEERS = {
     ),
     "mean_squared_error": Peer(jaxcnn.mean_squared_error, lambda x, t: F.mse_loss(x, t), (IMAGES, IMAGES)),
     "huber_loss": Peer(jaxcnn.huber_loss, lambda x, t: F.huber_loss(x, t, delta=0.6), (IMAGES, IMAGES), {"delta": 0.6}),
+    # Branches.
+    "add": Peer(jaxcnn.add, lambda *xs: torch.stack(xs).sum(0), (IMAGES, IMAGES, IMAGES)),
+    "concatenate": Peer(jaxcnn.concatenate, lambda *xs: torch.cat(xs, -1), ((2, 4, 5, 3), IMAGES)),
+    "scale_channels": Peer(jaxcnn.scale_channels, lambda x, s: x * s[:, None, None], (IMAGES, (2, 4))),
     # Other sizes.
     "zero_pad": Peer(
         jaxcnn.zero_pad, images(lambda x: F.pad(x, (0, 3, 1, 2))), (IMAGES,), {"padding": ((1, 2), (0, 3))}
