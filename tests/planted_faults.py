@@ -22,6 +22,7 @@ import planted_piecewise_activation
 import planted_pooling
 import planted_small
 import planted_smooth_activation
+import planted_structure
 from planted_base import CAUSES, Fault, really_wrong
 
 import jaxcnn
@@ -39,6 +40,7 @@ FAULTS: list[Fault] = [
     *planted_small.FAULTS,
     *planted_overridden.FAULTS,
     *planted_layers.FAULTS,
+    *planted_structure.FAULTS,
 ]
 
 
