@@ -32,6 +32,7 @@ import planted_small
 import planted_smooth_activation
 import planted_transposed
 import planted_upsampling
+import planted_structure
 from planted_base import CAUSES, Fault, really_wrong
 
 import jaxcnn
@@ -59,6 +60,7 @@ FAULTS: list[Fault] = [
     *planted_small.FAULTS,
     *planted_overridden.FAULTS,
     *planted_layers.FAULTS,
+    *planted_structure.FAULTS,
 ]
 
 
