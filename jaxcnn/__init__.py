@@ -53,6 +53,7 @@ from jaxcnn.layers import (
     sequential,
     with_dtypes,
 )
+from jaxcnn.layers.summary import summary
 from jaxcnn.rule import Rule, Static
 from jaxcnn.rules.activation import relu, sigmoid
 from jaxcnn.rules.average_pooling import adaptive_avg_pool, avg_pool, global_avg_pool, global_max_pool
@@ -198,6 +199,7 @@ __all__ = [
     "softmax_cross_entropy",
     "softplus",
     "space_to_depth",
+    "summary",
     "tanh",
     "train_step",
     "train_steps",

@@ -81,6 +81,18 @@ class Verify:
     """Write the result to this file."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Summarize:
+    """Show the layers of a network: shapes, parameters, operations, memory, and what each backward pass computes."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")]
+    """A network of jaxcnn.models: source, lenet5, ..."""
+    input: Annotated[str, tyro.conf.arg(metavar="HxWxC", help_behavior_hint="")]
+    """The size of one image: 32x32x3."""
+    batch_size: int = 1
+    """Images."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0 done, 1 a check failed or the run diverged, 2 bad arguments
     or data, 130 and 143 after an interrupt.
@@ -90,8 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     try:
-        command = _parse(arguments)
-        return _verify(command) if isinstance(command, Verify) else _train(command)
+        match _parse(arguments):
+            case Train() as command:
+                return _train(command)
+            case Verify() as command:
+                return _verify(command)
+            case Summarize() as command:
+                return _summarize(command)
     except SystemExit as end:  # --help, and what _parse refuses
         return int(end.code or 0)
     except BrokenPipeError:  # the reader has seen enough
@@ -107,11 +124,12 @@ def _complain(message: str, status: int = 2) -> int:
     return status
 
 
-def _parse(arguments: Sequence[str]) -> Train | Verify:
+def _parse(arguments: Sequence[str]) -> Train | Verify | Summarize:
     """Raises SystemExit, with one line on standard error for what is wrong."""
     commands = (
         Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)]
         | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
+        | Annotated[Summarize, tyro.conf.subcommand("summary", prefix_name=False)]
     )
     said = io.StringIO()
     try:
@@ -276,6 +294,30 @@ class _Signals:
         if self.received:
             os._exit(128 + number)
         self.received = number
+
+
+def _summarize(arguments: Summarize) -> int:
+    import difflib
+    import inspect
+
+    from jaxcnn import models, summary
+
+    name, functions = arguments.model, inspect.getmembers(models, inspect.isfunction)
+    names = [n for n, f in functions if f.__module__ == models.__name__ and not n.startswith("_")]
+    if name not in names:
+        meant = difflib.get_close_matches(name, names, 1, 0.5)
+        hint = f"did you mean {meant[0]}? " if meant else ""
+        raise ValueError(f"summary: got the model {name}; {hint}the models are {', '.join(names)}")
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", arguments.input):
+        raise ValueError(f"--input: got {arguments.input!r}, required the size of one image as 32x32x3")
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch-size: got {arguments.batch_size}, required at least 1")
+    shape = tuple(map(int, arguments.input.split("x")))
+    try:
+        print(summary(getattr(models, name)(), shape, arguments.batch_size))
+    except (TypeError, ValueError) as error:  # what a layer says of a shape that it does not take
+        raise ValueError(f"--input {arguments.input}: not for {name}: {error}") from error
+    return 0
 
 
 def _verify(arguments: Verify) -> int:

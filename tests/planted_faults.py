@@ -30,9 +30,9 @@ import planted_pooling
 import planted_resize
 import planted_small
 import planted_smooth_activation
+import planted_structure
 import planted_transposed
 import planted_upsampling
-import planted_structure
 from planted_base import CAUSES, Fault, really_wrong
 
 import jaxcnn

@@ -20,7 +20,7 @@ import pytest
 from test_data import TEST_LABELS, TRAIN, TRAIN_LABELS, arrays, at, write
 from test_idx import idx
 
-from jaxcnn import cli
+from jaxcnn import cli, models, summary
 from jaxcnn.training import devices
 from jaxcnn.training.loop import Config
 
@@ -193,7 +193,7 @@ def test_a_run_that_diverges(tmp_path):
 # Bad input: one line, status 2, and nothing is left behind.
 
 BAD_ARGUMENTS = {
-    "no command": ("", "Expected one of {train, verify}; see jaxcnn --help"),
+    "no command": ("", "Expected one of {train, verify, summary}; see jaxcnn --help"),
     "no such command": ("trian", "Unrecognized options: trian; see jaxcnn --help"),
     "unknown option": ("train --epoch 2", "Unrecognized options: --epoch, 2; did you mean --epochs? see jaxcnn --help"),
     "bad choice": ("train --model vgg", "invalid choice 'vgg' for argument '--model'. Expected one of ('source', "),
@@ -214,6 +214,30 @@ BAD_ARGUMENTS = {
     "out is in use": ("train --out used", "used: holds files already; give a new folder, or --resume it"),
     "out is a file": ("train --out file", "file is no folder that can be written to; give another"),
     "nothing to resume": ("train --resume nowhere", "nowhere: no run there: config.json: No such file or directory"),
+    "summary of nothing": ("summary --input 8x8x1", "Missing from jaxcnn summary: MODEL"),
+    "summary of no size": ("summary source", "Missing from jaxcnn summary: --input HxWxC"),
+    "summary of a model's misspelling": (
+        "summary lenet --input 28x28x1",
+        "summary: got the model lenet; did you mean lenet5? the models are lenet5, ",
+    ),
+    "summary of no model": ("summary thesis --input 28x28x1", "summary: got the model thesis; the models are lenet5, "),
+    "summary of a size with commas": (
+        "summary source --input 28,28,1",
+        "--input: got '28,28,1', required the size of one image as 32x32x3",
+    ),
+    "summary of a size of 0": (
+        "summary source --input 0x28x1",
+        "--input: got '0x28x1', required the size of one image",
+    ),
+    "summary of too small an image": (
+        "summary lenet5 --input 4x4x1",
+        "--input 4x4x1: not for lenet5: conv2d: the window spans 5×5, the padded image ",
+    ),
+    "summary of a flat image": (
+        "summary source --input 64",
+        "--input 64: not for source: conv2d: input_shape must be (H, W, C), without N, got",
+    ),
+    "summary of no images": ("summary source --input 8x8x1 --batch-size 0", "--batch-size: got 0, required at least 1"),
     "resume what is no run": ("train --resume used", "used: no run there: config.json: No such file or directory"),
 }
 
@@ -299,9 +323,10 @@ def test_a_missing_package(tmp_path, package):
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ("--help", "help train verify"),
+        ("--help", "help train verify summary"),
         ("train --help", f"help out resume cores {' '.join(f.name for f in dataclasses.fields(Config))}"),
         ("verify --help", "help full json"),
+        ("summary --help", "help input batch_size"),
     ],
 )
 def test_help(capsys, arguments, wanted):
@@ -310,6 +335,11 @@ def test_help(capsys, arguments, wanted):
     assert err == ""
     named = {name for name in wanted.split() if f"--{name.replace('_', '-')}" in out or f"{name}  " in out}
     assert named == set(wanted.split())
+
+
+def test_summary(capsys):
+    assert cli.main(["summary", "lenet5", "--input", "28x28x1", "--batch-size", "2"]) == 0
+    assert capsys.readouterr() == (f"{summary(models.lenet5(), (28, 28, 1), 2)}\n", "")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -70,7 +71,8 @@ def sequential(*layers: Layer, name: str = "sequential") -> Layer:
             dparams |= {n: gradients} if gradients else {}
         return dparams, dy
 
-    return Layer(name, init, forward, backward, layers=layers, reference=reference)
+    rebuild = functools.partial(sequential, name=name)
+    return Layer(name, init, forward, backward, layers=layers, reference=reference, rebuild=rebuild)
 
 
 def parallel(*layers: Layer, join: str | Rule = "sum", name: str = "parallel") -> Layer:
@@ -175,7 +177,11 @@ def side_by_side(name: str, branches: Mapping[str, Layer], join: Rule) -> Layer:
             parts.append(dx)
         return dparams, add.forward(*parts)[0]
 
-    return Layer(name, init, forward, backward, layers=tuple(branches.values()), reference=reference)
+    def rebuild(*layers: Layer) -> Layer:
+        return side_by_side(name, dict(zip(branches, layers, strict=True)), join)
+
+    layers = tuple(branches.values())
+    return Layer(name, init, forward, backward, layers=layers, reference=reference, rebuild=rebuild)
 
 
 def _unique(function: str, names: Sequence[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -73,7 +74,8 @@ def with_dtypes(layer: Layer, *, parameters: Any = None, computation: Any = None
         y, new_state = layer.plain(params, state, x, train=train, key=key)
         return _cast(y, output), new_state
 
-    return Layer(layer.name, init, forward, backward, layers=(layer,), reference=reference)
+    rebuild = functools.partial(with_dtypes, parameters=parameters, computation=computation, output=output)
+    return Layer(layer.name, init, forward, backward, layers=(layer,), reference=reference, rebuild=rebuild)
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

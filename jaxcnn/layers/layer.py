@@ -33,6 +33,7 @@ class Layer:
       rule: the rule it applies, or None. layers: the layers it is made of. With these a network can be walked.
       reference: as forward, but without residuals -> (y, new_state): a function whose `jax.vjp` is the gradient that
         `backward` intends (`Rule.reference`); the forward when None.
+      rebuild: of one that is made of layers, (*layers) -> the same made of these instead: `summary` looks inside by it.
 
     >>> from jaxcnn import Dense
     >>> layer = Dense(3)
@@ -50,6 +51,7 @@ class Layer:
     rule: Rule | None = None
     layers: tuple[Layer, ...] = ()
     reference: Callable[..., tuple[Any, dict]] | None = None
+    rebuild: Callable[..., Layer] | None = None
 
     def plain(self, params, state, x, *, train: bool = False, key=None):
         """(y, new_state) by the reference, or by the forward where there is none."""
