@@ -17,10 +17,7 @@ normal, _ = draws(0)
 
 PICTURES, ROWS = (normal(3, 4, 2, 4),), (normal(4, 5),)
 SAMPLES = (normal(8, 1, 2, 4),)  # enough that some are left out and some are not
-NORMALIZED, DEEP = (
-    jaxcnn.BatchNorm(),
-    jaxcnn.sequential(jaxcnn.Dense(4, bias=False), jaxcnn.BatchNorm(), jaxcnn.Dense(2)),
-)
+NORMALIZED = jaxcnn.BatchNorm()
 DROPPED = jaxcnn.Dropout(0.4)
 SPATIAL = jaxcnn.SpatialDropout(0.4)
 SHORTENED = jaxcnn.residual(jaxcnn.sequential(jaxcnn.Dense(4), jaxcnn.StochasticDepth(0.5)))
@@ -52,6 +49,9 @@ def by_running_statistics(r, dy, *, epsilon):
 
 def deep(rule):
     return jaxcnn.sequential(jaxcnn.Dense(4, bias=False), jaxcnn.BatchNorm(rule=rule), jaxcnn.Dense(2))
+
+
+DEEP = deep(batch_norm)
 
 
 def another_mask(r, dy, **static):
