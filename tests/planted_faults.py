@@ -19,6 +19,7 @@ import planted_convolution
 import planted_convolution_1d_3d
 import planted_dense
 import planted_dropout
+import planted_join
 import planted_layers
 import planted_loss
 import planted_losses
@@ -59,6 +60,7 @@ FAULTS: list[Fault] = [
     *planted_losses.FAULTS,
     *planted_small.FAULTS,
     *planted_overridden.FAULTS,
+    *planted_join.FAULTS,
     *planted_layers.FAULTS,
     *planted_structure.FAULTS,
 ]

@@ -64,7 +64,8 @@ class Checks:
             for dtype in (*self.options.dtypes, *([AS_GIVEN] if mixed else [])):
                 self._guarded(dtype, lambda dtype=dtype: self._precision(dtype))
             self._residuals()
-        return Report(self.subject.name, *map(tuple, (self.rows, self.findings, self.notes, self.gaps)))
+        rows, findings, notes, gaps = tuple(self.rows), tuple(self.findings), tuple(self.notes), tuple(self.gaps)
+        return Report(self.subject.name, rows, findings, notes, gaps)
 
     def _guarded(self, check: str, step: Callable[[], None]) -> bool:
         """Whatever a pass raises is its fault, and a finding; said once."""
@@ -274,7 +275,7 @@ class Checks:
             name = self.subject.arguments[o.index]
             row = self._row(o.index, o.check, o.error, o.tolerance, o.scale)
             if not row.ok and name not in self._faulty():
-                bad = 0 if o.got is None else int((~np.isfinite(o.got) & np.isfinite(o.right)).sum())
+                bad = 0 if o.got is None or o.right is None else int((~np.isfinite(o.got) & np.isfinite(o.right)).sum())
                 causes = [Cause(cause, f"d{name} {said}")] if cause else self._diagnosed(o)
                 if bad:
                     causes = [Cause("nan", f"d{name} has {bad} values that are NaN or infinite under {o.check} alone")]

@@ -75,7 +75,7 @@ def verify(
         static["options"], options = options, None
     options = Options() if options is None else options
     refuse_bad_options(options)
-    x64 = bool(jax.config.jax_enable_x64)
+    x64 = jnp.result_type(float) == jnp.float64
     subject = subject_of(rule_or_layer, arrays, key, train, static)
     with jax.enable_x64(True), np.errstate(all="ignore"):  # NaN and infinity are told apart here, not by warnings
         gaps = _refuse_bad_call(subject)
