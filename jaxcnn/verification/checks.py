@@ -16,7 +16,7 @@ from jaxcnn.verification.options import Options
 from jaxcnn.verification.precision import AS_GIVEN, precision
 from jaxcnn.verification.report import Finding, Report, Row, Worst
 from jaxcnn.verification.subject import StructureError, Subject
-from jaxcnn.verification.transforms import Outcome, again, other_batch, saved_bytes, second_order, under_vmap
+from jaxcnn.verification.transforms import MIRACLE, Outcome, again, other_batch, saved_bytes, second_order, under_vmap
 from jaxcnn.verification.trials import (
     EPSILON,
     Difference,
@@ -30,7 +30,6 @@ from jaxcnn.verification.trials import (
 )
 
 ADJOINT = 1e-11  # of the sum of the absolute terms
-MIRACLE = 1e-5  # of the right gradient; of what it is made of the square
 
 
 class Checks:
