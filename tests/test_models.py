@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from conftest import NETWORK, assert_close, random_like
+from conftest import FLOAT64, NETWORK, assert_close, random_like
 
 import jaxcnn
 from jaxcnn import models
@@ -83,7 +83,15 @@ def test_every_parameter_of_the_networks(x64, rng, name, train):
         by_hand = (loss, new_state), network.backward(residuals, dlogits)
         return by_hand, jax.value_and_grad(plain, (0, 1), has_aux=True)(params, x)
 
-    assert_close(*by_hand_and_autodiff(params, x), NETWORK)
+    assert_close(*map(without_noise, by_hand_and_autodiff(params, x)), NETWORK)
+
+
+def without_noise(tree):
+    """A shift that goes through a convolution into the next batch normalisation is taken off there again: its gradient
+    is 0 but for rounding. What is that small beside the largest gradient counts as 0, an array at a time.
+    """
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+    return jax.tree.map(lambda leaf: leaf * (jnp.abs(leaf).max() > FLOAT64 * largest), tree)
 
 
 STAGES = {
