@@ -35,18 +35,22 @@ class Train:
 
     data: Annotated[str, tyro.conf.arg(metavar="digits|DIR")] = "digits"
     """scikit-learn's digits, or a folder of idx files (MNIST's format, gzipped or not)."""
-    model: Literal["source", "lenet5", "two_conv"] = "source"
-    """The source's network, LeNet-5, or two convolutions."""
+    model: Literal["source", "lenet5", "two_conv", "all_conv", "resnet20", "resnet9", "mobilenet_v2", "convnext"] = (
+        "source"
+    )
+    """The source's network, two more small ones, or a larger one for 32×32, to which the digits are scaled up."""
     backward: Literal["manual", "autodiff"] = "manual"
     """The hand-written backward passes, or jax.grad's for comparison."""
     epochs: Annotated[int | None, _WHOLE] = None
-    """Passes over the training images (40 for digits, else 5)."""
+    """Passes over the training images (40 for digits, for larger networks fewer; else 5)."""
     batch_size: int = 32
     """Images a step."""
     learning_rate: Annotated[float | None, _NUMBER] = None
-    """Of AdamW at the start; it falls to 0 along a cosine (0.008 for digits, else 0.001)."""
+    """Of AdamW at the start; it falls to 0 along a cosine (0.008 for digits, for larger networks
+    less; else 0.001)."""
     weight_decay: Annotated[float | None, _NUMBER] = None
-    """Of AdamW, for weights and filters (0.3 for digits, else 0.01)."""
+    """Of AdamW, for weights and filters (0.3 for digits, for larger networks less; else
+    0.01)."""
     seed: int = 0
     """Of the split, the initial parameters and the order of the images."""
     validation: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,12 @@ from jax import lax
 
 import jaxcnn
 
-# Before jax's first use of a device. Two CPU devices serve the shard_map tests. The tests compile hundreds of small
-# programs: all of them are kept between runs, however quickly they compiled.
+CACHE = Path(__file__).parents[1] / ".jax_cache" / os.environ.get("PYTEST_XDIST_WORKER", "main")
+
+# Before jax's first use of a device. Two CPU devices serve the shard_map tests. The tests compile hundreds of
+# programs: each of pytest-xdist's processes keeps its own between runs, however quickly they compiled.
 jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -200,6 +203,9 @@ CASES = {
     "group_norm": Case(jaxcnn.group_norm, ((4, 3, 2, 4), (4,), (4,)), {"groups": 2, "epsilon": 0.1}),
     "instance_norm": Case(jaxcnn.instance_norm, ((4, 3, 2, 3), (3,), (3,)), {"epsilon": 0.1}),
     "rms_norm": Case(jaxcnn.rms_norm, ((4, 3), (3,)), {"epsilon": 0.1}),
+    "add": Case(jaxcnn.add, ((4, 3), (4, 3), (4, 3))),
+    "concatenate": Case(jaxcnn.concatenate, ((4, 3, 2), (4, 3, 1))),
+    "scale_channels": Case(jaxcnn.scale_channels, ((4, 3, 2), (2,))),
     # One mask for all samples, which may then be divided among devices.
     "dropout": Case(jaxcnn.dropout, ((4, 5), np.array([1, 2], np.uint32)), {"rate": 0.4, "broadcast": (0,)}),
     "smoothed cross-entropy": Case(jaxcnn.softmax_cross_entropy, ((4, 3), (4, 3)), {"label_smoothing": 0.2}),

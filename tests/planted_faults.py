@@ -19,6 +19,7 @@ import planted_convolution
 import planted_convolution_1d_3d
 import planted_dense
 import planted_dropout
+import planted_join
 import planted_layers
 import planted_loss
 import planted_losses
@@ -30,6 +31,7 @@ import planted_pooling
 import planted_resize
 import planted_small
 import planted_smooth_activation
+import planted_structure
 import planted_transposed
 import planted_upsampling
 from planted_base import CAUSES, Fault, really_wrong
@@ -58,7 +60,9 @@ FAULTS: list[Fault] = [
     *planted_losses.FAULTS,
     *planted_small.FAULTS,
     *planted_overridden.FAULTS,
+    *planted_join.FAULTS,
     *planted_layers.FAULTS,
+    *planted_structure.FAULTS,
 ]
 
 

@@ -41,8 +41,7 @@ NETWORK = network()
 
 def forgetful(residuals, dy):
     """The residual block without the way around."""
-    (saved,) = residuals
-    dparams, dx = BRANCH.layers[0].backward(saved, dy)
+    dparams, dx = BRANCH.layers[0].backward(residuals.branches[0], dy)
     return {"layer": dparams}, dx
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import random_modern
 from planted_small import average_pool, centre, join, leaky_relu, magnitude, product, softmax, standardise, swish
 
 import jaxcnn
@@ -170,4 +171,5 @@ FAMILIES = {
     "loss": _loss,
     "own": _own,
     "layer": _layer,
+    **random_modern.FAMILIES,
 }

@@ -22,6 +22,11 @@ CONSTRUCTORS = {
     "ELU": "elu", "GELU": "gelu", "HardSigmoid": "hard_sigmoid", "HardSwish": "hard_swish", "LeakyReLU": "leaky_relu",
     "LogSoftmax": "log_softmax", "PReLU": "prelu", "ReLU6": "relu6", "SELU": "selu", "SiLU": "silu",
     "Softmax": "softmax", "Softplus": "softplus", "Tanh": "tanh",
+    "BatchNorm": "batch_norm", "Dropout": "dropout", "GroupNorm": "group_norm", "Identity": "identity",
+    "LayerScale": "layer_scale", "SqueezeExcitation": "squeeze_excitation", "parallel": "parallel",
+    "with_dtypes": "mixed",
+    "InstanceNorm": "instance_norm", "LayerNorm": "layer_norm", "RMSNorm": "rms_norm",
+    "SpatialDropout": "spatial_dropout", "StochasticDepth": "stochastic_depth",
 }  # fmt: skip
 # Every rule is public under its own name: a rule left out of jaxcnn/__init__.py would escape the tests below.
 SOURCES = sorted(pathlib.Path(jaxcnn.__file__).parent.rglob("*.py"))

@@ -10,7 +10,7 @@ import pytest
 from sklearn.datasets import load_digits
 from test_idx import idx
 
-from jaxcnn.training.data import load_data
+from jaxcnn.training.data import enlarged, load_data
 from jaxcnn.training.idx import DataError
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -186,3 +186,17 @@ def test_more_classes_than_ten(rng, tmp_path):
     files = arrays(rng)
     files[TEST_LABELS] = at(files[TEST_LABELS], 3, 11)
     assert load_data(str(write(tmp_path, files)), seed=0, classes=12).classes == 12
+
+
+def test_images_are_scaled_up_as_often_as_they_fit(digits):
+    """Each pixel's block of 4×4 keeps about its value; nothing that is large enough is touched."""
+    large = enlarged(digits, 35)
+    assert large.train.images.shape == (1437, 32, 32, 1)
+    assert large.test.images.dtype == np.float32
+    assert large.validation is None
+    blocks = large.test.images.reshape(-1, 8, 4, 8, 4).mean((2, 4))
+    assert np.corrcoef(blocks.ravel(), digits.test.images.ravel())[0, 1] > 0.95
+    assert np.array_equal(large.test.labels, digits.test.labels)
+    for size in (1, 8, 15):
+        assert enlarged(digits, size) is digits
+    assert enlarged(load_data("digits", seed=0, validation=0.1), 16).validation.images.shape == (144, 16, 16, 1)

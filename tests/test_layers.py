@@ -14,7 +14,22 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jaxcnn
-from jaxcnn import Conv2D, Dense, Flatten, MaxPool, ReLU, Sigmoid, conv2d, differentiable, models, residual, sequential
+from jaxcnn import (
+    Conv2D,
+    Dense,
+    Flatten,
+    LayerScale,
+    MaxPool,
+    ReLU,
+    Sigmoid,
+    SqueezeExcitation,
+    conv2d,
+    differentiable,
+    models,
+    parallel,
+    residual,
+    sequential,
+)  # fmt: skip
 from jaxcnn.layers import Layer
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -38,6 +53,11 @@ LAYERS = {
     "Flatten": (Flatten(), (3, 4, 2), {}, (24,)),
     "Dense": (Dense(3), (5,), {"weights": (5, 3), "bias": (3,)}, (3,)),
     "Dense without bias": (Dense(3, bias=False), (5,), {"weights": (5, 3)}, (3,)),
+    "LayerNorm": (jaxcnn.LayerNorm(epsilon=0.1), (3, 4), {"scale": (4,), "shift": (4,)}, (3, 4)),
+    "GroupNorm": (jaxcnn.GroupNorm(2, epsilon=0.1), (3, 2, 4), {"scale": (4,), "shift": (4,)}, (3, 2, 4)),
+    "InstanceNorm": (jaxcnn.InstanceNorm(epsilon=0.1), (3, 2, 4), {"scale": (4,), "shift": (4,)}, (3, 2, 4)),
+    "RMSNorm": (jaxcnn.RMSNorm(epsilon=0.1), (3, 4), {"scale": (4,)}, (3, 4)),
+    "Identity": (jaxcnn.Identity(), (3, 4), {}, (3, 4)),
     "sequential": (
         sequential(Conv2D(3, 3), ReLU(), Conv2D(2, 3, bias=False), MaxPool(), Flatten(), Dense(4), ReLU()), (6, 4, 1),
         {"conv2d_1": {"filters": (3, 3, 3, 1), "bias": (3,)}, "conv2d_2": {"filters": (2, 3, 3, 3)},
@@ -47,6 +67,24 @@ LAYERS = {
         sequential(sequential(Dense(3), name="inner"), Dense(2, bias=False)), (4,),
         {"inner": {"dense": {"weights": (4, 3), "bias": (3,)}}, "dense": {"weights": (3, 2)}}, (2,),
     ),
+    "parallel": (
+        parallel(Conv2D(2, 3), Conv2D(2, 1, bias=False), Sigmoid()), (3, 4, 2),
+        {"conv2d_1": {"filters": (2, 3, 3, 2), "bias": (2,)}, "conv2d_2": {"filters": (2, 1, 1, 2)}}, (3, 4, 2),
+    ),
+    "parallel, concatenated": (
+        parallel(Dense(3, bias=False), Sigmoid(), Dense(1, bias=False), join="concatenate"), (4,),
+        {"dense_1": {"weights": (4, 3)}, "dense_2": {"weights": (4, 1)}}, (8,),
+    ),
+    "parallel, scaled": (
+        parallel(Dense(3, bias=False), Dense(3, bias=False), join=jaxcnn.scale_channels), (4,),
+        {"dense_1": {"weights": (4, 3)}, "dense_2": {"weights": (4, 3)}}, (3,),
+    ),
+    "SqueezeExcitation": (
+        SqueezeExcitation(4, 2), (3, 2, 4),
+        {"gate": {"squeeze": {"weights": (4, 2), "bias": (2,)}, "excite": {"weights": (2, 4), "bias": (4,)}}},
+        (3, 2, 4),
+    ),
+    "LayerScale": (LayerScale(), (3, 4), {"scale": (4,)}, (3, 4)),
     "residual": (residual(Conv2D(2, 3)), (4, 4, 2), {"layer": {"filters": (2, 3, 3, 2), "bias": (2,)}}, (4, 4, 2)),
     "residual of nothing to train": (residual(Sigmoid()), (4,), {}, (4,)),
     "residual with a shortcut": (
@@ -170,7 +208,7 @@ def counting(name):
     return Layer(name, lambda key, shape: ({}, {"calls": jnp.zeros(())}, shape), forward, lambda saved, dy: ({}, dy))
 
 
-@pytest.mark.parametrize("combine", [sequential, residual])
+@pytest.mark.parametrize("combine", [sequential, residual, parallel])
 def test_state_and_keys_reach_every_layer(combine):
     layer = combine(counting("a"), counting("b"))
     params, state, _ = layer.init(KEY, (3,))
@@ -284,9 +322,18 @@ ERRORS = [
     (lambda: sequential(*(Dense(2, name=n) for n in ("a", "a", "a_1"))), ValueError,
      "sequential: layer names must stay distinct when numbered, got a_1, a_2, a_1"),
     (init(residual(Conv2D(3, 3)), 4, 4, 2), ValueError,
-     "residual: conv2d gives (4, 4, 3), the shortcut (4, 4, 2); they are added and must be equal"),
+     "residual: the branches give layer (4, 4, 3), shortcut (4, 4, 2), which do not fit together: add: shapes must"),
     (init(residual(Dense(3), Dense(1)), 4), ValueError,
-     "residual: dense gives (3,), the shortcut (1,); they are added and must be equal"),
+     "residual: the branches give layer (3,), shortcut (1,), which do not fit together"),
+    (lambda: parallel(), ValueError, "parallel: got no layer, at least one is required"),
+    (lambda: parallel(ReLU), TypeError, "parallel: takes Layers, got ReLU"),
+    (lambda: parallel(ReLU(), join="product"), ValueError,
+     "parallel: join must be one of sum, concatenate, or a Rule; got 'product'"),
+    (init(parallel(Conv2D(2, 3), MaxPool(2), join="concatenate"), 4, 4, 2), ValueError,
+     "parallel: the branches give conv2d (4, 4, 2), max_pool (2, 2, 2), which do not fit together: concatenate: "),
+    (init(SqueezeExcitation(3), 4, 4, 2), ValueError, "squeeze_excitation: the branches give x (4, 4, 2), gate (3,)"),
+    (lambda: SqueezeExcitation(0), ValueError, "SqueezeExcitation: channels must be at least 1, got 0"),
+    (init(LayerScale()), ValueError, "LayerScale: input_shape must"),
     (init(Conv2D(3, 3), 4, 4), ValueError, "conv2d: input_shape must be (H, W, C), without N, got (4, 4)"),
     (init(Conv2D(3, 3), 2, 4, 4, 1), ValueError, "conv2d: input_shape must be (H, W, C), without N, got (2, 4, 4, 1)"),
     (init(Conv2D(4, 3, groups=2), 4, 4, 3), ValueError,

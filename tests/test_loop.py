@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import get_args, get_type_hints
 
 import jax
 import numpy as np
 import pytest
 
 import jaxcnn
+from jaxcnn.cli import Train
 from jaxcnn.training import loop
 from jaxcnn.training.checkpoint import RunFolder
 from jaxcnn.training.data import Samples
 from jaxcnn.training.idx import DataError
 from jaxcnn.training.loop import Config, Diverged, EpochEnd, GradientCheck, Interrupted, Progress
+from jaxcnn.training.recipes import RECIPES
 
 # 179 steps an epoch: two chunks, so that a run can be stopped in the middle of an epoch. Two devices (conftest).
 SMALL = Config(epochs=2, batch_size=8)
@@ -210,6 +213,24 @@ def test_a_configuration_that_is_none(run, tmp_path, kept, says):
         loop.from_folder(RunFolder(tmp_path))
 
 
+def test_defaults_belong_to_the_model_too():
+    full = Config(model="resnet20").complete()
+    assert (full.epochs, full.learning_rate, full.weight_decay) == RECIPES["resnet20"].digits
+    full = Config(model="resnet20", data="folder").complete()
+    assert (full.epochs, full.learning_rate, full.weight_decay) == RECIPES["resnet20"].other
+
+
+def test_the_command_line_names_every_recipe():
+    assert set(get_args(get_type_hints(Train)["model"])) == set(RECIPES)
+    assert {name: recipe.network(3).name for name, recipe in RECIPES.items()} == {name: name for name in RECIPES}
+
+
+def test_a_network_for_large_images_gets_the_digits_scaled_up():
+    run = loop.prepare(Config(model="resnet20"))
+    assert loop.describe(run)["training_images"] == [1437, 32, 32, 1]
+    assert run.data.test.images.shape == (360, 32, 32, 1)
+
+
 def test_defaults_belong_to_the_data():
     assert (Config().complete().epochs, Config(data="folder").complete().epochs) == (40, 5)
     given = Config(epochs=1, learning_rate=1.0, weight_decay=0.0)
@@ -218,7 +239,7 @@ def test_defaults_belong_to_the_data():
 
 
 REFUSED = {
-    "model": ({"model": "vgg"}, "--model: got 'vgg', required one of source, lenet5, two_conv"),
+    "model": ({"model": "vgg"}, "--model: got 'vgg', required one of source, lenet5, two_conv, all_conv, "),
     "backward": ({"backward": "both"}, "--backward: got 'both', required one of manual, autodiff"),
     "epochs": ({"epochs": 0}, "--epochs: got 0, required at least 1"),
     "batch": ({"batch_size": 0}, "--batch-size: got 0, required at least 1"),

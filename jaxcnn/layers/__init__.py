@@ -16,11 +16,15 @@ from jaxcnn.layers.activation import (
     Tanh,
 )
 from jaxcnn.layers.basic import Conv2D, Dense, Flatten, MaxPool, ReLU, Sigmoid
-from jaxcnn.layers.compose import residual, sequential
+from jaxcnn.layers.compose import parallel, residual, sequential
 from jaxcnn.layers.convolution import Conv1D, Conv3D
-from jaxcnn.layers.layer import Layer, differentiable, from_rule
+from jaxcnn.layers.dropout import Dropout, SpatialDropout, StochasticDepth
+from jaxcnn.layers.dtypes import with_dtypes
+from jaxcnn.layers.layer import Identity, Layer, by_mode, differentiable, from_rule
+from jaxcnn.layers.normalization import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from jaxcnn.layers.pooling import AdaptiveAvgPool, AvgPool, GlobalAvgPool, GlobalMaxPool
 from jaxcnn.layers.resize import ConvTranspose2D, DepthToSpace, ReflectPad, SpaceToDepth, Upsample, ZeroPad
+from jaxcnn.layers.scaling import LayerScale, SqueezeExcitation
 
 __all__ = [
     "ELU",
@@ -28,22 +32,30 @@ __all__ = [
     "SELU",
     "AdaptiveAvgPool",
     "AvgPool",
+    "BatchNorm",
     "Conv1D",
     "Conv2D",
     "Conv3D",
     "ConvTranspose2D",
     "Dense",
     "DepthToSpace",
+    "Dropout",
     "Flatten",
     "GlobalAvgPool",
     "GlobalMaxPool",
+    "GroupNorm",
     "HardSigmoid",
     "HardSwish",
+    "Identity",
+    "InstanceNorm",
     "Layer",
+    "LayerNorm",
+    "LayerScale",
     "LeakyReLU",
     "LogSoftmax",
     "MaxPool",
     "PReLU",
+    "RMSNorm",
     "ReLU",
     "ReLU6",
     "ReflectPad",
@@ -52,11 +64,17 @@ __all__ = [
     "Softmax",
     "Softplus",
     "SpaceToDepth",
+    "SpatialDropout",
+    "SqueezeExcitation",
+    "StochasticDepth",
     "Tanh",
     "Upsample",
     "ZeroPad",
+    "by_mode",
     "differentiable",
     "from_rule",
+    "parallel",
     "residual",
     "sequential",
+    "with_dtypes",
 ]

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from jaxcnn.layers.layer import Layer, require_layers
+from jaxcnn.layers.layer import Identity, Layer, require_layers
+from jaxcnn.rule import Rule, Static
+from jaxcnn.rules.join import add, concatenate
+
+JOINS = {"sum": add, "concatenate": concatenate}
 
 
 def sequential(*layers: Layer, name: str = "sequential") -> Layer:
@@ -31,7 +37,7 @@ def sequential(*layers: Layer, name: str = "sequential") -> Layer:
     require_layers("sequential", layers)
     if not layers:
         raise ValueError("sequential: got no layer, at least one is required")
-    names = _unique([layer.name for layer in layers])
+    names = _unique("sequential", [layer.name for layer in layers])
 
     def init(key, input_shape):
         params, state, shape = {}, {}, tuple(input_shape)
@@ -69,8 +75,40 @@ def sequential(*layers: Layer, name: str = "sequential") -> Layer:
     return Layer(name, init, forward, backward, layers=layers, reference=reference, rebuild=rebuild)
 
 
+def parallel(*layers: Layer, join: str | Rule = "sum", name: str = "parallel") -> Layer:
+    """The layers side by side, each of them given x, their outputs joined.
+
+    Names, parameters, state and keys as for `sequential`. Outputs of several floating dtypes are cast to the one that
+    holds them all.
+
+    Args:
+      join: "sum", "concatenate" (the channels side by side), or a rule of as many arrays as there are layers.
+
+    Raises:
+      ValueError: no layer, an unknown join; at init, outputs that do not fit together. TypeError: something that is no
+        Layer.
+
+    Source: Szegedy et al., "Going deeper with convolutions", CVPR 2015, figure 2, by concatenation.
+
+    >>> from jaxcnn import Conv2D, MaxPool
+    >>> inception = parallel(Conv2D(4, 1), Conv2D(8, 3), MaxPool(3, stride=1, padding="SAME"), join="concatenate")
+    >>> inception.init(jax.random.key(0), (8, 8, 2))[2]
+    (8, 8, 14)
+    """
+    require_layers("parallel", layers)
+    if not layers:
+        raise ValueError("parallel: got no layer, at least one is required")
+    if not isinstance(join, Rule) and join not in JOINS:
+        raise ValueError(f"parallel: join must be one of {', '.join(JOINS)}, or a Rule; got {join!r}")
+    branches = dict(zip(_unique("parallel", [layer.name for layer in layers]), layers, strict=True))
+    return side_by_side(name, branches, join if isinstance(join, Rule) else JOINS[join])
+
+
 def residual(layer: Layer, shortcut: Layer | None = None, *, name: str = "residual") -> Layer:
     """layer(x) + x, or layer(x) + shortcut(x) where the shapes differ (He et al. 2016).
+
+    The same as `parallel(layer, shortcut)`, the identity where there is no shortcut; the parameters are called "layer"
+    and "shortcut".
 
     Raises:
       ValueError: at init, when the two sides have different shapes. TypeError: something that is no Layer.
@@ -79,50 +117,78 @@ def residual(layer: Layer, shortcut: Layer | None = None, *, name: str = "residu
     >>> residual(Conv2D(3, 3)).init(jax.random.key(0), (8, 8, 3))[2]
     (8, 8, 3)
     """
-    sides = {"layer": layer} if shortcut is None else {"layer": layer, "shortcut": shortcut}
+    sides = {"layer": layer, "shortcut": Identity() if shortcut is None else shortcut}
     require_layers("residual", sides.values())
+    return side_by_side(name, sides, add)
+
+
+class ParallelResiduals(NamedTuple):
+    branches: tuple[Any, ...]  # each layer's own
+    joined: Any  # the join's own
+    dtypes: Static  # of the branches' outputs: they are cast to one, and dy back
+
+
+def side_by_side(name: str, branches: Mapping[str, Layer], join: Rule) -> Layer:
+    """Layers by the names of their parameters, each given x; `join` is a rule of their outputs."""
 
     def init(key, input_shape):
-        parts = {n: s.init(jax.random.fold_in(key, i), input_shape) for i, (n, s) in enumerate(sides.items())}
-        shapes = [shape for _, _, shape in parts.values()] + ([tuple(input_shape)] if shortcut is None else [])
-        if len(set(shapes)) > 1:
-            raise ValueError(
-                f"residual: {layer.name} gives {shapes[0]}, the shortcut {shapes[1]}; they are added and must be equal"
-            )
-        return {n: p for n, (p, _, _) in parts.items() if p}, {n: s for n, (_, s, _) in parts.items() if s}, shapes[0]
+        parts = {n: b.init(jax.random.fold_in(key, i), input_shape) for i, (n, b) in enumerate(branches.items())}
+        shapes = {n: shape for n, (_, _, shape) in parts.items()}
+        outputs = [jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float)) for shape in shapes.values()]
+        try:
+            joined = jax.eval_shape(lambda *ys: join.forward(*ys)[0], *outputs)
+        except ValueError as error:
+            given = ", ".join(f"{n} {shape}" for n, shape in shapes.items())
+            raise ValueError(f"{name}: the branches give {given}, which do not fit together: {error}") from None
+        params, state = ({n: part[i] for n, part in parts.items() if part[i]} for i in (0, 1))
+        return params, state, joined.shape[1:]
 
     def run(passes, params, state, x, train, key):
-        results = {}
-        for i, (n, one) in enumerate(passes.items()):
-            side_key = None if key is None else jax.random.fold_in(key, i)
-            results[n] = one(params.get(n, {}), state.get(n, {}), x, train=train, key=side_key)
-        y = sum(result[0] for result in results.values()) + (x if shortcut is None else 0)
-        return y, {n: r[1] for n, r in results.items() if r[1]}, tuple(r[2] for r in results.values() if len(r) > 2)
+        """(the branches' outputs in one dtype, new state, residuals, dtypes of the outputs)"""
+        outputs, new_state, kept = [], {}, []
+        for i, (n, one) in enumerate(zip(branches, passes, strict=True)):
+            branch_key = None if key is None else jax.random.fold_in(key, i)
+            y, s, *residuals = one(params.get(n, {}), state.get(n, {}), x, train=train, key=branch_key)
+            outputs.append(y)
+            new_state |= {n: s} if s else {}
+            kept += residuals
+        common = jnp.result_type(*outputs)
+        return [y.astype(common) for y in outputs], new_state, tuple(kept), Static(tuple(y.dtype for y in outputs))
 
     def forward(params, state, x, *, train=False, key=None):
-        return run({n: s.forward for n, s in sides.items()}, params, state, x, train, key)
+        passes = [branch.forward for branch in branches.values()]
+        outputs, new_state, kept, dtypes = run(passes, params, state, x, train, key)
+        y, joined = join.forward(*outputs)
+        return y, new_state, ParallelResiduals(kept, joined, dtypes)
 
     def reference(params, state, x, *, train=False, key=None):
-        return run({n: s.plain for n, s in sides.items()}, params, state, x, train, key)[:2]
+        passes = [branch.plain for branch in branches.values()]
+        outputs, new_state, _, _ = run(passes, params, state, x, train, key)
+        return join.plain(*outputs), new_state
 
-    # y = f(x) + g(x): each side gets dy, and x gets what both return.
+    # y = join(f(x), g(x), …): the join turns dy into a cotangent for each branch, and x, which goes into all of them,
+    # gets the sum of what they return.
     def backward(residuals, dy):
-        dparams, dx = {}, dy if shortcut is None else 0
-        for (n, side), saved in zip(sides.items(), residuals, strict=True):
-            gradients, d = side.backward(saved, dy)
+        cotangents = join.backward(residuals.joined, dy, **join.static())
+        dparams, parts = {}, []
+        for n, saved, d, dtype in zip(branches, residuals.branches, cotangents, residuals.dtypes.value, strict=True):
+            gradients, dx = branches[n].backward(saved, d.astype(dtype))
             dparams |= {n: gradients} if gradients else {}
-            dx = dx + d
-        return dparams, dx
+            parts.append(dx)
+        return dparams, add.forward(*parts)[0]
 
-    rebuild, layers = functools.partial(residual, name=name), tuple(sides.values())
+    def rebuild(*layers: Layer) -> Layer:
+        return side_by_side(name, dict(zip(branches, layers, strict=True)), join)
+
+    layers = tuple(branches.values())
     return Layer(name, init, forward, backward, layers=layers, reference=reference, rebuild=rebuild)
 
 
-def _unique(names: Sequence[str]) -> tuple[str, ...]:
+def _unique(function: str, names: Sequence[str]) -> tuple[str, ...]:
     total, seen, unique = Counter(names), Counter(), []
     for name in names:
         seen[name] += 1
         unique.append(f"{name}_{seen[name]}" if total[name] > 1 else name)
     if len(set(unique)) < len(unique):
-        raise ValueError(f"sequential: layer names must stay distinct when numbered, got {', '.join(unique)}")
+        raise ValueError(f"{function}: layer names must stay distinct when numbered, got {', '.join(unique)}")
     return tuple(unique)

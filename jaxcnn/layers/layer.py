@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxcnn.handwritten import call_by_hand
-from jaxcnn.rule import Rule, checked_cotangent, describe, equally_varying
+from jaxcnn.rule import Rule, Static, checked_cotangent, describe, equally_varying
 from jaxcnn.rules.window import WORDS, is_whole
 
 
@@ -63,19 +63,32 @@ class Layer:
         return f"Layer({self.name})"
 
 
+class LayerResiduals(NamedTuple):
+    saved: Any  # the rule's own residuals
+    dtype: Static  # x's, in which dx is: the computation's may be another
+
+
 def from_rule(
     rule: Rule,
     name: str,
     parameters: Mapping[str, Callable[..., jax.Array]] | None = None,
     *,
+    state: Mapping[str, Callable[..., jax.Array]] | None = None,
+    update: Callable[[dict, jax.Array], dict] | None = None,
+    draws: bool = False,
     images: bool = False,
     spatial_axes: int = 2,
     **static: Any,
 ) -> Layer:
-    """The layer that applies a rule: its first array is the input, the others are the parameters, in order.
+    """The layer that applies a rule to x, its parameters, its state and a key, in this order.
+
+    Computation follows the parameters: an x of another floating dtype is cast to theirs, and dx cast back.
 
     Args:
       parameters: for each a name and a function (key, input_shape) -> initial value.
+      state: likewise, for the arrays that are kept but not trained; their cotangents are dropped.
+      update: (state, x) -> the new state; the state stays when None.
+      draws: whether the rule's last array is a key.
       images: whether the input must be N×H×W×C; a rule may read fewer axes otherwise.
       spatial_axes: how many axes these images have; 1 for signals N×W×C, 3 for volumes N×D×H×W×C.
       static: the rule's static arguments.
@@ -84,39 +97,100 @@ def from_rule(
     >>> from_rule(sigmoid, "sigmoid").init(jax.random.key(0), (4, 4, 2))
     ({}, {}, (4, 4, 2))
     """
-    parameters = dict(parameters or {})
+    parameters, kept = dict(parameters or {}), dict(state or {})
     axes = (*WORDS[spatial_axes].axes.split("×"), "C")
 
     def init(key, input_shape):
         if images and len(input_shape) != len(axes):
             raise ValueError(f"{name}: input_shape must be ({', '.join(axes)}), without N, got {tuple(input_shape)}")
-        keys = jax.random.split(key, max(len(parameters), 1))
-        params = {p: make(k, tuple(input_shape)) for (p, make), k in zip(parameters.items(), keys, strict=False)}
+        makers = parameters | kept
+        keys = jax.random.split(key, max(len(makers), 1))
+        made = {n: make(k, tuple(input_shape)) for (n, make), k in zip(makers.items(), keys, strict=False)}
+        params, state = ({n: made[n] for n in names} for names in (parameters, kept))
         dtype = jax.tree.leaves(params)[0].dtype if params else jnp.result_type(float)
         one = jax.ShapeDtypeStruct((1, *input_shape), dtype)
-        y = jax.eval_shape(lambda x, params: forward(params, {}, x)[0], one, params)
-        return params, {}, y.shape[1:]
+        y = jax.eval_shape(lambda x, params, state: forward(params, state, x)[0], one, params, state)
+        return params, state, y.shape[1:]
 
-    def arrays(params, x):
+    def arrays(params, state, x, key):
         if images and x.ndim != 1 + len(axes):
             raise ValueError(f"{name}: x must be N×{'×'.join(axes)}, got shape {x.shape}")
-        return rule.bind(x, *(params[p] for p in parameters), **static)
+        if draws and key is None:
+            raise ValueError(f"{name}: got no key; training needs one: forward(params, state, x, train=True, key=key)")
+        keys = (key,) if draws else ()
+        return rule.bind(x, *(params[p] for p in parameters), *(state[s] for s in kept), *keys, **static)
 
     def forward(params, state, x, *, train=False, key=None):
-        given, values = arrays(params, x)
+        dtype, x = x.dtype, _following(params, x)
+        given, values = arrays(params, state, x, key)
         y, residuals = rule.forward(*given, **values)
-        return y, state, residuals
+        return y, state if update is None else update(state, x), LayerResiduals(residuals, Static(dtype))
 
     def backward(residuals, dy):
-        dx, *gradients = rule.backward(residuals, dy, **defaults)
-        return dict(zip(parameters, gradients, strict=False)), dx  # a bias that is absent has a gradient too: dropped
+        dx, *gradients = rule.backward(residuals.saved, dy, **defaults)
+        # Those of a bias that is absent, of the state and of a key come after the parameters' own: dropped.
+        return dict(zip(parameters, gradients, strict=False)), dx.astype(residuals.dtype.value)
 
     def reference(params, state, x, *, train=False, key=None):
-        given, values = arrays(params, x)
-        return rule.plain(*given, **values), state
+        x = _following(params, x)
+        given, values = arrays(params, state, x, key)
+        return rule.plain(*given, **values), state if update is None else update(state, x)
 
     defaults = rule.static(**static)
     return Layer(name, init, forward, backward, rule, reference=reference)
+
+
+def _following(params: dict, x: Any) -> Any:
+    """x in the parameters' dtype; what is no float, or fits no single dtype, is left to the rule to refuse."""
+    dtypes = {p.dtype for p in params.values()}
+    if len(dtypes) != 1 or not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    return x.astype(dtypes.pop())
+
+
+def Identity(*, name: str = "identity") -> Layer:
+    """x itself: the way around in a residual block, a branch that does nothing. No parameters.
+
+    >>> Identity().init(jax.random.key(0), (4, 4, 2))
+    ({}, {}, (4, 4, 2))
+    """
+    return Layer(
+        name,
+        lambda key, input_shape: ({}, {}, tuple(input_shape)),
+        lambda params, state, x, *, train=False, key=None: (x, state, ()),
+        lambda residuals, dy: ({}, dy),
+    )
+
+
+class ModeResiduals(NamedTuple):
+    saved: Any  # those of the layer that ran
+    train: Static  # which one did: its backward pass belongs to them
+
+
+def by_mode(training: Layer, otherwise: Layer) -> Layer:
+    """One layer in training, another outside of it; the parameters and the state are those that `otherwise` makes.
+
+    >>> from jaxcnn import ReLU, Sigmoid
+    >>> layer = by_mode(ReLU(), Sigmoid())
+    >>> x = jnp.zeros(2)
+    >>> layer.forward({}, {}, x, train=True)[0], layer.forward({}, {}, x)[0]
+    (Array([0., 0.], dtype=float32), Array([0.5, 0.5], dtype=float32))
+    """
+
+    def chosen(train):
+        return training if train else otherwise
+
+    def forward(params, state, x, *, train=False, key=None):
+        y, new_state, saved = chosen(train).forward(params, state, x, train=train, key=key)
+        return y, new_state, ModeResiduals(saved, Static(bool(train)))
+
+    def backward(residuals, dy):
+        return chosen(residuals.train.value).backward(residuals.saved, dy)
+
+    def reference(params, state, x, *, train=False, key=None):
+        return chosen(train).plain(params, state, x, train=train, key=key)
+
+    return Layer(training.name, otherwise.init, forward, backward, training.rule, reference=reference)
 
 
 def differentiable(layer: Layer) -> Callable[..., Any]:

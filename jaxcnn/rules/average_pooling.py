@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxcnn.rule import Array, Rule, Static
-from jaxcnn.rules.dtypes import require_equal_floats
+from jaxcnn.rules.dtypes import require_equal_floats, wide
 from jaxcnn.rules.pooling import TIES, pooled_shape, pooling_geometry, wins, zero_with_gradient
 from jaxcnn.rules.resize import combine
 from jaxcnn.rules.window import Geometry, pair, stretched, with_all_axes
@@ -58,8 +58,8 @@ def avg_pool_forward(
     """
     g = _checked(x, window, stride, padding, count_padding)
     total = lax.reduce_window(
-        with_all_axes(_wide(x)),
-        np.zeros((), _wide(x).dtype),
+        with_all_axes(wide(x)),
+        np.zeros((), wide(x).dtype),
         lax.add,
         window_dimensions=(1, *g.window, 1),
         window_strides=(1, *g.stride, 1),
@@ -78,7 +78,7 @@ def avg_pool_forward(
 def avg_pool_backward(residuals: AvgPoolResiduals, dy: Array, *, window, stride, padding, count_padding):
     x = jax.ShapeDtypeStruct(residuals.shape.value, dy.dtype)
     g = _checked(x, window, stride, padding, count_padding)
-    shares = with_all_axes(_wide(dy)) / _counts(g, count_padding)
+    shares = with_all_axes(wide(dy)) / _counts(g, count_padding)
     zero = np.zeros((), shares.dtype)
     dx = lax.reduce_window(stretched(shares, g), zero, lax.add, (1, *g.window, 1), (1, 1, 1, 1), "VALID")
     return (dx.astype(dy.dtype).reshape(x.shape),)
@@ -116,7 +116,7 @@ def global_avg_pool_forward(x: Array) -> tuple[Array, GlobalAvgPoolResiduals]:
 # y = 1/(H·W) Σ x[q], so every place has the derivative 1/(H·W).
 def global_avg_pool_backward(residuals: GlobalAvgPoolResiduals, dy: Array):
     height, width = residuals.size.value
-    share = (_wide(dy) / (height * width)).astype(dy.dtype)  # float16 ends at 65504 pixels
+    share = (wide(dy) / (height * width)).astype(dy.dtype)  # float16 ends at 65504 pixels
     return (jnp.broadcast_to(share[..., None, None, :], (*dy.shape[:-1], height, width, dy.shape[-1])),)
 
 
@@ -165,14 +165,14 @@ def global_max_pool_backward(residuals: GlobalMaxPoolResiduals, dy: Array, *, ti
     won = _winners(_pixels(x), y, ties)
     dy = dy[..., None, :]
     if ties == "split":
-        dy = (_wide(dy) / won.sum(-2, keepdims=True)).astype(dy.dtype)
+        dy = (wide(dy) / won.sum(-2, keepdims=True)).astype(dy.dtype)
     return (jnp.where(won, dy, 0).reshape(x.shape),)
 
 
 def global_max_pool_reference(x, *, ties="first"):
     """In plain jax, its `jax.vjp` following the convention: the maximum, and the winners' shares of the gradient."""
     pixels, y = _pixels(x), x.max((-3, -2))
-    shares = _winners(pixels, y, ties).astype(_wide(x).dtype)
+    shares = _winners(pixels, y, ties).astype(wide(x).dtype)
     if ties == "split":
         shares = shares / shares.sum(-2, keepdims=True)
     return lax.stop_gradient(y) + (lax.stop_gradient(shares.astype(x.dtype)) * zero_with_gradient(pixels)).sum(-2)
@@ -227,19 +227,14 @@ def adaptive_avg_pool_backward(residuals: AdaptiveAvgPoolResiduals, dy: Array, *
 adaptive_avg_pool = Rule(adaptive_avg_pool_forward, adaptive_avg_pool_backward, "adaptive_avg_pool", batch_axes=(0,))
 
 
-def _wide(x: Array) -> jax.Array:
-    """Sums are added in float32 at least: float16 overflows, and bfloat16 stops counting at 256."""
-    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _counts(g: Geometry, count_padding: bool) -> np.ndarray | int:
     """Ho×Wo×1: by how much each window divides its sum."""
     if count_padding:
         return g.window[0] * g.window[1]
     inside = []
-    for size, wide, (before, _), s, out in zip(g.size, g.window, g.padding, g.stride, g.output, strict=True):
+    for size, w, (before, _), s, out in zip(g.size, g.window, g.padding, g.stride, g.output, strict=True):
         start = s * np.arange(out) - before
-        inside.append(np.minimum(start + wide, size) - np.maximum(start, 0))
+        inside.append(np.minimum(start + w, size) - np.maximum(start, 0))
     return np.multiply.outer(*inside)[..., None]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxcnn.rule import Array, Rule
-from jaxcnn.rules.dtypes import at_least_float32, require_equal_floats, require_number
+from jaxcnn.rules.dtypes import require_equal_floats, require_number, wide
 
 
 class BinaryResiduals(NamedTuple):
@@ -56,7 +56,7 @@ def sigmoid_binary_cross_entropy_forward(logits: Array, labels: Array) -> tuple[
 def sigmoid_binary_cross_entropy_backward(residuals: BinaryResiduals, dy: Array):
     logits, labels = residuals
     z, y = _wide(logits, labels)
-    share = at_least_float32(dy) / logits.size
+    share = wide(dy) / logits.size
     dlogits = (1 - y) * jax.nn.sigmoid(z) - y * jax.nn.sigmoid(-z)
     return (dlogits * share).astype(logits.dtype), _of_labels(labels, -z * share)
 
@@ -118,7 +118,7 @@ def sigmoid_focal_loss_backward(residuals: BinaryResiduals, dy: Array, *, alpha,
     z, y = _wide(logits, labels)
     p, q, costs, weights = jax.nn.sigmoid(z), jax.nn.sigmoid(-z), _cross_entropy(z, y), _weights(y, alpha)
     power, product = _powers(z, _wrong(z, y), costs, gamma)
-    share = at_least_float32(dy) / logits.size
+    share = wide(dy) / logits.size
     dlogits = weights * (power * ((1 - y) * p - y * q) + gamma * product * (1 - 2 * y) * p * q)
     dweights = 0 if alpha is None else 2 * alpha - 1
     dlabels = dweights * power * costs + weights * (gamma * product * (q - p) - power * z)
@@ -139,7 +139,7 @@ def valid_binary_labels(labels: Array) -> Array:
 
 def _wide(logits, labels) -> tuple[Array, Array]:
     """Both in float32 at least; NaN for a whole number that is no label."""
-    z = at_least_float32(logits)
+    z = wide(logits)
     return z, jnp.where(valid_binary_labels(labels), labels.astype(z.dtype), jnp.nan)
 
 

@@ -92,31 +92,6 @@ def conv2d_backward(residuals: ConvolutionResiduals, dy: Array, *, stride, paddi
 conv2d = Rule(conv2d_forward, conv2d_backward, "conv2d", batch_axes=(0, None, None))
 
 
-def rotate180(filters: Array) -> jax.Array:
-    """The filters turned by 180 degrees in their two spatial axes.
-
-    A mathematical convolution with a filter is `conv2d` with the turned filter (the source's closing note), and the
-    image gradient of `conv2d` is one.
-
-    Args:
-      filters: h×w, h×w×C or n×h×w×C, any dtype.
-
-    Returns:
-      An array of the same shape and dtype.
-
-    Raises:
-      ValueError: another number of axes.
-
-    >>> rotate180(jnp.arange(6).reshape(2, 3))
-    Array([[5, 4, 3],
-           [2, 1, 0]], dtype=int32)
-    """
-    filters = jnp.asarray(filters)
-    if filters.ndim not in (2, 3, 4):
-        raise ValueError(f"rotate180: filters must be h×w, h×w×C or n×h×w×C, got shape {filters.shape}")
-    return turned(with_all_axes(filters)).reshape(filters.shape)
-
-
 # --- over any number of spatial axes; H×W and h×w stand for all of them ----------------------------------------------
 
 
@@ -176,13 +151,38 @@ def filter_gradient(images: Array, dy: Array, g: Geometry, groups: int) -> Array
     return dw.reshape(n, *g.window, -1)
 
 
+def rotate180(filters: Array) -> jax.Array:
+    """The filters turned by 180 degrees in their two spatial axes.
+
+    A mathematical convolution with a filter is `conv2d` with the turned filter (the source's closing note), and the
+    image gradient of `conv2d` is one.
+
+    Args:
+      filters: h×w, h×w×C or n×h×w×C, any dtype.
+
+    Returns:
+      An array of the same shape and dtype.
+
+    Raises:
+      ValueError: another number of axes.
+
+    >>> rotate180(jnp.arange(6).reshape(2, 3))
+    Array([[5, 4, 3],
+           [2, 1, 0]], dtype=int32)
+    """
+    filters = jnp.asarray(filters)
+    if filters.ndim not in (2, 3, 4):
+        raise ValueError(f"rotate180: filters must be h×w, h×w×C or n×h×w×C, got shape {filters.shape}")
+    return turned(with_all_axes(filters)).reshape(filters.shape)
+
+
 def turned(filters: Array) -> jax.Array:
     """n×h×w×C turned by 180 degrees: reversed along every spatial axis."""
     return jnp.flip(filters, tuple(range(1, filters.ndim - 1)))
 
 
 def _correlate(images, filters, stride, padding, dilation, groups) -> Array:
-    """The filters are h×w×C×n: the order in which XLA is fast on a CPU."""
+    """The filters are h×w×C×n here."""
     spatial = "DHW"[-len(stride) :]
     return lax.conv_general_dilated(
         images,

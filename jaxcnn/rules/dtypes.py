@@ -25,9 +25,11 @@ def require_equal_floats(function: str, **arrays: Array | None) -> None:
         raise TypeError(f"{function}: dtypes must be equal, got {got}")
 
 
-def wide(x: Array) -> Array:
-    """x in float32 at least: a difference of two float16 numbers, or a long sum of them, loses too many digits."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+def wide(x: Array) -> jax.Array:
+    """x, if narrower than float32 in that: in float16 the square of 300 is infinite and so is a count of 10⁵, in
+    bfloat16 counting stops at 256, and a difference loses too many digits in both.
+    """
+    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
 
 
 def require_number(function: str, **values: Any) -> None:
@@ -35,8 +37,3 @@ def require_number(function: str, **values: Any) -> None:
     for name, value in values.items():
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
             raise TypeError(f"{function}: {name} must be a number, got {value!r}")
-
-
-def at_least_float32(x: Array) -> jax.Array:
-    """x, if narrower than float32 in that: in float16 the square of 300 is infinite, and so is a count of 10⁵."""
-    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))

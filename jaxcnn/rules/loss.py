@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxcnn.rule import Array, Rule
-from jaxcnn.rules.dtypes import at_least_float32, require_equal_floats, require_number
+from jaxcnn.rules.dtypes import require_equal_floats, require_number, wide
 
 
 class SoftmaxCrossEntropyResiduals(NamedTuple):
@@ -51,7 +51,7 @@ def softmax_cross_entropy_forward(
     Array([[ 1., -1.]], dtype=float32)
     """
     _check(logits, labels, label_smoothing)
-    logs = jax.nn.log_softmax(at_least_float32(logits))
+    logs = jax.nn.log_softmax(wide(logits))
     if _are_rows(logits, labels):
         y = _smoothed(labels.astype(logs.dtype), label_smoothing)
         losses = -(y * _costs(logs, y)).sum(-1)
@@ -71,9 +71,9 @@ def softmax_cross_entropy_forward(
 # The mean over N samples divides all by N.
 def softmax_cross_entropy_backward(residuals: SoftmaxCrossEntropyResiduals, dy: Array, *, label_smoothing):
     logits, labels = residuals
-    z = at_least_float32(logits)
+    z = wide(logits)
     a = jax.nn.softmax(z)
-    share = at_least_float32(dy) / (logits.size // logits.shape[-1])
+    share = wide(dy) / (logits.size // logits.shape[-1])
     if not _are_rows(logits, labels):
         y = _smoothed(jax.nn.one_hot(_wide(labels), logits.shape[-1], dtype=z.dtype), label_smoothing)
         delta = jnp.where(valid_labels(labels, logits.shape[-1])[..., None], a - y, jnp.nan)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxcnn.rule import Array, Rule
-from jaxcnn.rules.dtypes import at_least_float32, require_equal_floats, require_number
+from jaxcnn.rules.dtypes import require_equal_floats, require_number, wide
 
 
 class MeanSquaredErrorResiduals(NamedTuple):
@@ -41,7 +41,7 @@ def mean_squared_error_forward(predictions: Array, targets: Array) -> tuple[Arra
 # L = Σ r_i² / n with r = x - t:   dL/dx_i = 2 r_i / n. t enters with the other sign: dL/dt_i = -dL/dx_i.
 def mean_squared_error_backward(residuals: MeanSquaredErrorResiduals, dy: Array):
     errors = residuals.errors
-    dpredictions = 2 * at_least_float32(errors) * (at_least_float32(dy) / errors.size)
+    dpredictions = 2 * wide(errors) * (wide(dy) / errors.size)
     return dpredictions.astype(errors.dtype), -dpredictions.astype(errors.dtype)
 
 
@@ -92,7 +92,7 @@ def huber_loss_forward(predictions: Array, targets: Array, *, delta: float = 1.0
 #     dL/dr = c + (r - c) dc/dr = c,      since inside r = c and outside dc/dr = 0.      dL/dx = c / n,  dL/dt = -c / n.
 def huber_loss_backward(residuals: HuberLossResiduals, dy: Array, *, delta):
     clipped = residuals.clipped
-    dpredictions = at_least_float32(clipped) * (at_least_float32(dy) / clipped.size)
+    dpredictions = wide(clipped) * (wide(dy) / clipped.size)
     return dpredictions.astype(clipped.dtype), -dpredictions.astype(clipped.dtype)
 
 
@@ -106,4 +106,4 @@ def _errors(function: str, predictions: Array, targets: Array) -> Array:
             f"{function}: predictions and targets must have one shape and not be empty, got {predictions.shape} and "
             f"{targets.shape}"
         )
-    return at_least_float32(predictions) - at_least_float32(targets)
+    return wide(predictions) - wide(targets)

@@ -15,26 +15,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcnn import models
 from jaxcnn.layers import Layer
 from jaxcnn.rules.loss import softmax_cross_entropy
 from jaxcnn.training.checkpoint import RunFolder, params_sha256
-from jaxcnn.training.data import DataSet, load_data
+from jaxcnn.training.data import DataSet, enlarged, load_data
 from jaxcnn.training.evaluate import evaluate
 from jaxcnn.training.idx import DataError
+from jaxcnn.training.recipes import RECIPES
 from jaxcnn.training.step import BACKWARD, TrainState, init_train_state, shuffled, train_steps
 
-MODELS: dict[str, Callable[..., Layer]] = {
-    "source": models.source,
-    "lenet5": models.lenet5,
-    "two_conv": models.two_conv,
-}
 CHUNK = 100  # steps in one scan: few enough to show progress and to stop soon
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run: with the data, everything that its result depends on. Epochs and rates as None are the data's own."""
+    """One run: with the data, everything that its result depends on. Epochs and rates as None are those of the
+    model's recipe."""
 
     data: str = "digits"
     model: str = "source"
@@ -48,17 +44,19 @@ class Config:
     classes: int = 10
 
     def complete(self) -> Config:
-        """With the defaults of the data; raises DataError for a value that makes no sense."""
-        epochs, rate, decay = (40, 8e-3, 0.3) if self.data == "digits" else (5, 1e-3, 0.01)
+        """With the defaults of the model and the data; raises DataError for a value that makes no sense."""
+        if self.model not in RECIPES:
+            raise DataError(f"--model: got {self.model!r}, required one of {', '.join(RECIPES)}")
+        recipe = RECIPES[self.model]
+        epochs, rate, decay = recipe.digits if self.data == "digits" else recipe.other
         full = dataclasses.replace(
             self,
             epochs=epochs if self.epochs is None else self.epochs,
             learning_rate=rate if self.learning_rate is None else self.learning_rate,
             weight_decay=decay if self.weight_decay is None else self.weight_decay,
         )
-        for name, choices in (("model", tuple(MODELS)), ("backward", tuple(BACKWARD))):
-            if getattr(full, name) not in choices:
-                raise DataError(f"--{name}: got {getattr(full, name)!r}, required one of {', '.join(choices)}")
+        if full.backward not in BACKWARD:
+            raise DataError(f"--backward: got {full.backward!r}, required one of {', '.join(BACKWARD)}")
         for name, least in (("epochs", 1), ("batch_size", 1), ("classes", 2), ("seed", 0), ("weight_decay", 0)):
             if not getattr(full, name) >= least:
                 raise DataError(f"--{name.replace('_', '-')}: got {getattr(full, name)}, required at least {least}")
@@ -126,7 +124,8 @@ def prepare(config: Config) -> Run:
             "give another, or --cores 1"
         )
     steps_an_epoch = samples // config.batch_size
-    network = MODELS[config.model](data.classes)
+    network = RECIPES[config.model].network(data.classes)
+    data = enlarged(data, RECIPES[config.model].size)
     optimizer = optax.adamw(
         optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps_an_epoch),
         weight_decay=config.weight_decay,

@@ -69,7 +69,8 @@ def train_step(
       backward: "manual", the hand-written passes and no autodiff anywhere; or "autodiff", `jax.value_and_grad` through
         the same plain forward passes, the reference run.
       microbatch: how many images (of one device) pass through the network at a time; the gradient is their mean. The
-        whole batch when None, or when it is smaller.
+        whole batch when None, or when it is smaller. Batch normalisation takes the statistics of what passes together:
+        of the whole batch, on all devices, when None; else of the devices' micro-batches of one turn.
       mesh: the devices that share the batch, on one axis; all devices when None.
 
     Returns:

@@ -16,7 +16,7 @@ from jaxcnn.verification.options import Options
 from jaxcnn.verification.precision import AS_GIVEN, precision
 from jaxcnn.verification.report import Finding, Report, Row, Worst
 from jaxcnn.verification.subject import StructureError, Subject
-from jaxcnn.verification.transforms import Outcome, again, other_batch, saved_bytes, second_order, under_vmap
+from jaxcnn.verification.transforms import MIRACLE, Outcome, again, other_batch, saved_bytes, second_order, under_vmap
 from jaxcnn.verification.trials import (
     EPSILON,
     Difference,
@@ -38,7 +38,7 @@ class Checks:
     def __init__(self, subject: Subject, options: Options, x64: bool, gaps: list[str]):
         self.subject, self.options, self.x64, self.gaps = subject, options, x64, gaps
         self.rows: list[Row] = []
-        self.rounding, self.roundings = rounding.of_gradients(subject), dict[int, float]()
+        self.rounding = rounding.of_gradients(subject)
         self.findings: list[Finding] = []
         self.notes: list[str] = []
 
@@ -63,7 +63,8 @@ class Checks:
             for dtype in (*self.options.dtypes, *([AS_GIVEN] if mixed else [])):
                 self._guarded(dtype, lambda dtype=dtype: self._precision(dtype))
             self._residuals()
-        return Report(self.subject.name, *map(tuple, (self.rows, self.findings, self.notes, self.gaps)))
+        rows, findings, notes, gaps = tuple(self.rows), tuple(self.findings), tuple(self.notes), tuple(self.gaps)
+        return Report(self.subject.name, rows, findings, notes, gaps)
 
     def _guarded(self, check: str, step: Callable[[], None]) -> bool:
         """Whatever a pass raises is its fault, and a finding; said once."""
@@ -136,7 +137,7 @@ class Checks:
             worst = self._worst(self.trials, i, trial)
             if wrong or worst.error <= worst.tolerance or not math.isfinite(worst.error):
                 kept.append(trial)
-            elif worst.error <= (rounds := self.rounding(trial)[i]):
+            elif worst.error <= (rounds := self._rounding(trial, i, worst.error)):
                 kept, allowed = [*kept, trial], max(allowed, rounds)
             elif trial.kind == "ties" and arbitrary(self.subject, trial, i):
                 kinks += 1
@@ -168,7 +169,7 @@ class Checks:
 
     def _differences(self, usual: Trial) -> None:
         kinks = skipped = 0
-        for i, found in enumerate(differences(self.subject, usual, self.options.seed)):
+        for i, found in enumerate(differences(self.subject, usual, self.options.seed, self._faulty())):
             name = self.subject.arguments[i]
             row = Row(name, "differences", found.error, found.tolerance, found.scale)
             self.rows.append(row)
@@ -211,19 +212,23 @@ class Checks:
     def _row(self, i: int, check: str, error: float, tolerance: float, scale: float) -> Row:
         """A row of argument i; where the gradient loses digits, to what rounding leaves of it."""
         tolerance *= self.subject.epsilon / EPSILON
-        if tolerance < error < math.inf and scale:
-            tolerance = max(tolerance, self._rounding(i) * scale)
-        row = Row(self.subject.arguments[i], check, error, tolerance, scale)
+        name = self.subject.arguments[i]
+        if tolerance < error < math.inf and scale and name not in self._faulty():
+            usual = self.trials[0]
+            largest = float(np.abs(usual.right[i][np.isfinite(usual.right[i])]).max(initial=0.0))
+            if largest:
+                tolerance = max(tolerance, self._rounding(usual, i, error * largest / scale) * scale / largest)
+        row = Row(name, check, error, tolerance, scale)
         self.rows.append(row)
         return row
 
-    def _rounding(self, i: int) -> float:
-        """How far rounding may move argument i's gradient, relative to its largest element."""
-        if i not in self.roundings:
-            usual = self.trials[0]
-            scale = float(np.abs(usual.right[i][np.isfinite(usual.right[i])]).max(initial=0.0))
-            self.roundings[i] = self.rounding(usual)[i] / scale if scale else 0.0
-        return self.roundings[i]
+    def _rounding(self, trial: Trial, i: int, error: float) -> float:
+        """How far rounding may move argument i's gradient; 0 for an error that it could only explain by a miracle."""
+        sizes = (float(np.abs(a).max(initial=0.0)) for a in (trial.right[i], trial.dy, *trial.values))
+        right, dy, *values = sizes
+        if error > max(MIRACLE * right, MIRACLE**2 * dy * max(1.0, *values)):
+            return 0.0
+        return self.rounding(trial)[i]
 
     def _against_differences(self, usual: Trial, i: int) -> Cause:
         """What the finite differences of all elements, taken for the right gradient, say about the wrong one."""
@@ -246,7 +251,7 @@ class Checks:
     def _second_order(self, usual: Trial) -> None:
         names = [*self.subject.arguments, "dy"]
         failed = []
-        for outcome in second_order(self.subject, usual, self.options.seed):
+        for outcome in second_order(self.subject, usual, self.options.seed, not self._faulty()):
             name = names[outcome.index]
             coarser = self.subject.epsilon / EPSILON
             row = Row(name, "second order", outcome.error, outcome.tolerance * coarser, outcome.scale)
@@ -269,7 +274,7 @@ class Checks:
             name = self.subject.arguments[o.index]
             row = self._row(o.index, o.check, o.error, o.tolerance, o.scale)
             if not row.ok and name not in self._faulty():
-                bad = 0 if o.got is None else int((~np.isfinite(o.got) & np.isfinite(o.right)).sum())
+                bad = 0 if o.got is None or o.right is None else int((~np.isfinite(o.got) & np.isfinite(o.right)).sum())
                 causes = [Cause(cause, f"d{name} {said}")] if cause else self._diagnosed(o)
                 if bad:
                     causes = [Cause("nan", f"d{name} has {bad} values that are NaN or infinite under {o.check} alone")]
@@ -285,7 +290,7 @@ class Checks:
 
     def _precision(self, dtype: str) -> None:
         x64 = self.x64 and dtype == AS_GIVEN
-        found = precision(self.subject, self.run, self.trials, dtype, self.options.seed, x64)
+        found = precision(self.subject, self.run, self.trials, dtype, self.options.seed, self._faulty(), x64)
         self.notes += found.notes
         for name, form in found.forms.items():
             finding = Finding(name, dtype, "structure", math.inf, 0.0, f"d{name} has the wrong form: {form}")

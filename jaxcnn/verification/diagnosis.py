@@ -190,6 +190,9 @@ def _cut_cotangent(e: Evidence) -> Iterator[Cause]:
             rows = " and ".join(f"{a}–{b - 1} of axis {axis}" for axis, (a, b) in zip(spatial, kept, strict=True))
             yield Cause("border", f"{e.name} equals the right gradient for the inner part of dy alone, {rows}")
             return
+    if elsewhere := next(_away_from_the_edge(e, dy, spatial), None):
+        yield elsewhere
+        return
     for axis, n in enumerate(dy.shape):
         if n < 2:
             continue
@@ -210,6 +213,36 @@ def _cut_cotangent(e: Evidence) -> Iterator[Cause]:
             if fit(e.at(dy=changed)) is not None:
                 yield Cause(word, f"{e.name} equals the right gradient {said}")
                 return
+
+
+def _away_from_the_edge(e: Evidence, dy: np.ndarray, spatial: tuple[int, ...]) -> Iterator[Cause]:
+    """For a dy that is zero near the edge: right there, or right for a dy that is moved."""
+    values = e.of("random")[0].values
+
+    def framed(by: tuple[int, ...]) -> np.ndarray:
+        inside = dy.copy()
+        for axis, k in zip(spatial, by, strict=True):
+            places = np.arange(dy.shape[axis]).reshape([-1 if a == axis else 1 for a in range(dy.ndim)])
+            inside = np.where((places >= k) & (places < dy.shape[axis] - k), inside, 0.0)
+        return inside
+
+    if not spatial:
+        return
+    for margin in (1, 2):
+        inside = e.run("framed", values, framed((margin,) * len(spatial)))
+        if inside.right[e.index].any() and misfit([np.asarray(inside.hand[e.index])], [inside.right[e.index]]) < 1e-12:
+            said = f"within {margin} of the edge of its axes {', '.join(map(str, spatial))}"
+            yield Cause("border", f"{e.name} is right for a dy that is zero {said}, wrong for others")
+            return
+    steps = [by for by in itertools.product((-2, -1, 0, 1, 2), repeat=len(spatial)) if 0 < sum(map(abs, by)) < 3]
+    for by in sorted(steps, key=lambda by: sum(map(abs, by))):
+        inside = framed(tuple(abs(k) + 1 if k else 0 for k in by))
+        here, moved = (e.run("moved", values, at) for at in (inside, np.roll(inside, by, spatial)))
+        hand, same, right = np.asarray(here.hand[e.index]), here.right[e.index], moved.right[e.index]
+        if right.any() and misfit([hand], [right]) < 1e-10 and misfit([same], [right]) > 1e-7:
+            said = " and ".join(f"{k:+d} along axis {axis}" for k, axis in zip(by, spatial, strict=True) if k)
+            yield Cause("shifted", f"{e.name} equals the right gradient for dy moved by {said}: an offset is off")
+            return
 
 
 def _mixed_samples(e: Evidence) -> Iterator[Cause]:

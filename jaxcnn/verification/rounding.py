@@ -13,11 +13,13 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn.verification.compilation import quick_jit
 from jaxcnn.verification.subject import Subject
-from jaxcnn.verification.trials import EPSILON, Trial, quick_jit
+from jaxcnn.verification.trials import EPSILON, Trial, stream
 
 MOVED = 2.0**-30  # relative: where rounding alone hides a result's digits (1 - y² at y = 1), this shows them
 SAMPLES = 3
+DRAWS, STRIDE = 4096, 1013  # random numbers in all; how far apart they begin for one array and for the next
 MARGIN = 16  # times what was seen: few samples, and sums of many terms
 # What these give is rounded; other operations move, compare or choose values, and a mask must stay what it is.
 ROUNDED = frozenset((
@@ -72,13 +74,13 @@ def moves(function: Callable[..., list]) -> Callable[..., list[np.ndarray]]:
     """A function of the same arguments: how far the elements of each result move, scaled to float64's rounding."""
 
     @quick_jit
-    def run(data, moved, *arguments):
+    def run(noise, *arguments):
         jaxpr = jax.make_jaxpr(function)(*arguments)
-        return _evaluate(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves(arguments), _Mover(data, moved))
+        return _evaluate(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves(arguments), _Mover(noise))
 
     def of_arguments(*arguments):
-        keys = [jax.random.key_data(jax.random.key(k)) for k in range(SAMPLES)]
-        here, *there = [run(k, by, *arguments) for k, by in ((keys[0], 0.0), *((k, MOVED) for k in keys))]
+        noises = [MOVED * stream(k).uniform(-1, 1, DRAWS) for k in range(SAMPLES)]
+        here, *there = [run(noise, *arguments) for noise in (np.zeros(DRAWS), *noises)]
         return [
             MARGIN * EPSILON / MOVED * np.max([np.abs(np.asarray(t[j]) - np.asarray(y)) for t in there], axis=0)
             for j, y in enumerate(here)
@@ -88,17 +90,18 @@ def moves(function: Callable[..., list]) -> Callable[..., list[np.ndarray]]:
 
 
 class _Mover:
-    """Moves arrays of float64 at random, each by a draw of its own."""
+    """Moves arrays of float64, each by numbers from another place of the noise, which costs no program to draw."""
 
-    def __init__(self, data: jax.Array, by: Any):
-        self.key, self.by, self.drawn = jax.random.wrap_key_data(data), by, 0
+    def __init__(self, noise: jax.Array):
+        self.noise, self.moved = jnp.concatenate([noise, noise]), 0
 
     def __call__(self, array: Any) -> Any:
         if array.dtype != np.float64:
             return array
-        self.drawn += 1
-        draw = jax.random.uniform(jax.random.fold_in(self.key, self.drawn), array.shape, array.dtype, -1, 1)
-        return array * (1 + self.by * draw)
+        self.moved += 1
+        start = self.moved * STRIDE % DRAWS
+        noise = self.noise[start : start + min(array.size, DRAWS)]
+        return array * (1 + jnp.resize(noise, array.shape))
 
 
 def _evaluate(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], move: _Mover) -> list:

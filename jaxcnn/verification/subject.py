@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule, autodiff_vjp
+from jaxcnn.verification.compilation import quick_jit
 
 Pullback = Callable[[Any], list]
 
@@ -27,6 +28,7 @@ class Subject(NamedTuple):
     arrays: tuple[np.ndarray, ...]
     batch_axes: tuple[int | None, ...]  # of each float array the axis of the samples
     forward: Callable[[list], tuple[Any, Any]]  # values -> (output, residuals)
+    value: Callable[[list], Any]  # values -> output, compiled
     backward: Callable[[Any, Any], list]  # (residuals, dy) -> cotangents
     plain: Callable[[list], Any]  # values -> output, for autodiff
     take: Callable[[np.ndarray], Subject] | None  # the same of some of the samples
@@ -109,6 +111,7 @@ def _of_rule(rule: Rule, args: tuple, static: dict) -> Subject:
         tuple(np.asarray(given[i]) for i in floats),
         tuple(axes[i] for i in floats),
         forward,
+        quick_jit(lambda values: forward(values)[0]),
         backward,
         plain,
         take if batched and all(a.ndim for a in batched) else None,
@@ -161,6 +164,7 @@ def _of_layer(layer: Layer, x, key, train: bool) -> Subject:
         tuple(map(np.asarray, arrays)),
         (*(None for _ in labels), 0),
         forward,
+        quick_jit(lambda values: forward(values)[0]),
         backward,
         plain,
         lambda samples: _of_layer(layer, x[samples], key, train),

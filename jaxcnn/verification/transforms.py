@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn.verification.compilation import quick_jit
 from jaxcnn.verification.rounding import moves
 from jaxcnn.verification.subject import Subject
-from jaxcnn.verification.trials import EPSILON, Trial, largest_difference, quick_jit, runner, stream
+from jaxcnn.verification.trials import EPSILON, Trial, largest_difference, runner, stream
 
 # Another program sums in another order.
 TOLERANCE = 1e-11
+MIRACLE = 1e-4  # of the largest derivative, and of what it is made of the square: no rounding explains more
 SECOND_ORDER = 1e-9  # two derivatives, each with its rounding
 
 
@@ -80,8 +82,11 @@ def other_batch(subject: Subject, seed: int) -> tuple[list[Outcome], str]:
     return _compare("other batch", result.hand, result.right), ""
 
 
-def second_order(subject: Subject, trial: Trial, seed: int) -> list[Outcome]:
-    """The derivative of the backward pass by the values and by dy, against that of autodiff's."""
+def second_order(subject: Subject, trial: Trial, seed: int, excuse: bool) -> list[Outcome]:
+    """The derivative of the backward pass by the values and by dy, against that of autodiff's.
+
+    `excuse`: whether it shall be looked up how much of a difference is rounding.
+    """
     rng = stream(seed)
     cotangents = [rng.standard_normal(v.shape) for v in trial.values]
 
@@ -101,7 +106,9 @@ def second_order(subject: Subject, trial: Trial, seed: int) -> list[Outcome]:
     largest = [float(np.abs(a).max(initial=0.0)) for a in (trial.dy, *cotangents)]
     rounding = 8 * EPSILON * largest[0] * max(largest[1:])
     outcomes = [o._replace(tolerance=SECOND_ORDER * max(o.scale, floor) + rounding) for o in outcomes]
-    if any(o.tolerance < o.error < math.inf for o in outcomes):
+    wrong = [o.error for o in outcomes if not o.error <= o.tolerance]
+    plausible = max(MIRACLE * max(o.scale for o in outcomes), MIRACLE**2 * largest[0] * max(largest[1:]))
+    if excuse and wrong and max(wrong) <= plausible:
         moved = moves(lambda values, dy: [*itertools.chain(*both(values, dy))])(list(trial.values), trial.dy)
         sides = zip(moved[: len(outcomes)], moved[len(outcomes) :], strict=True)
         allowed = [sum(float(np.nan_to_num(m).max(initial=0.0)) for m in side) for side in sides]

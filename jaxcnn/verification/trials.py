@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn.verification.compilation import quick_jit
 from jaxcnn.verification.subject import StructureError, Subject
 
 EPSILON = 2.0**-52
@@ -18,7 +19,6 @@ FLOAT64_TOLERANCE = 1e-12
 SMALL = 1e-6
 LARGE = -1e6  # a cotangent times this: a rule that is not linear in dy, or that looks at its sign, shows here
 ONE_HOT = 24  # cotangents that look at one element of the output each: they see what a sum over all would drown
-SMALL_ARRAYS = 10_000  # elements in all
 # Whoever calls with default_rng(0).normal() shall not meet dy = x: the verifier draws from streams of its own.
 STREAM = 0x6A6178
 
@@ -38,25 +38,6 @@ class Trial(NamedTuple):
 def stream(seed: int, *what: int) -> np.random.Generator:
     """Random numbers of the verifier's own, for a seed and for what they are drawn."""
     return np.random.default_rng((STREAM, seed, *what))
-
-
-def quick_jit(function: Callable) -> Callable:
-    """`jax.jit`; for small arrays on a CPU it compiles in a third of the time, and runs slower.
-
-    That form does not vectorise either; XLA's CPU compiler aborts the process on some vectorised float16
-    (openxla/xla#44943), which therefore always takes it.
-    """
-    usual = jax.jit(function)
-    if jax.default_backend() != "cpu":
-        return usual
-    quick = jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-    def call(*arguments):
-        arrays = [jnp.asarray(a) for a in jax.tree.leaves(arguments)]
-        small = sum(a.size for a in arrays) <= SMALL_ARRAYS or any(a.dtype == jnp.float16 for a in arrays)
-        return (quick if small else usual)(*arguments)
-
-    return call
 
 
 def runner(subject: Subject) -> Runner:
