@@ -218,9 +218,9 @@ BAD_ARGUMENTS = {
     "summary of no size": ("summary source", "Missing from jaxcnn summary: --input HxWxC"),
     "summary of a model's misspelling": (
         "summary lenet --input 28x28x1",
-        "summary: got the model lenet; did you mean lenet5? the models are lenet5, ",
+        "summary: got the model lenet; did you mean lenet5? the models are ",
     ),
-    "summary of no model": ("summary thesis --input 28x28x1", "summary: got the model thesis; the models are lenet5, "),
+    "summary of no model": ("summary thesis --input 28x28x1", "summary: got the model thesis; the models are "),
     "summary of a size with commas": (
         "summary source --input 28,28,1",
         "--input: got '28,28,1', required the size of one image as 32x32x3",
