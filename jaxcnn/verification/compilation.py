@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 SMALL_ARRAYS = 10_000  # elements in all
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def quick_jit(function: Callable) -> Callable:
-    """`jax.jit`; for small arrays on a CPU it compiles in a third of the time, and runs slower.
+    """`jax.jit`; for small arrays on a CPU it compiles in a fraction of the time, and runs slower.
 
     That form does not vectorise either; XLA's CPU compiler aborts the process on some vectorised float16
     (openxla/xla#44943), which therefore always takes it.
@@ -19,7 +20,7 @@ def quick_jit(function: Callable) -> Callable:
     usual = jax.jit(function)
     if jax.default_backend() != "cpu":
         return usual
-    quick = jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    quick = jax.jit(function, compiler_options=QUICK)
 
     def call(*arguments):
         arrays = [jnp.asarray(a) for a in jax.tree.leaves(arguments)]
