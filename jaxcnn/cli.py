@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -344,7 +345,8 @@ def _verify(arguments: Verify) -> int:
     start = time.perf_counter()
     for case, report in _tracked(cases.verify_all(arguments.full, available_cores()), count, console):
         reports.append((case.what, case.static, report))
-        errors = (f"{report.largest(check):.1e}" for check in checks)
+        largest = (report.largest(check) for check in checks)
+        errors = ("-" if math.isnan(error) else f"{error:.1e}" for error in largest)
         table.add_row(report.name, case.what, *errors, "ok" if report.ok else "FAILED")
     console.print(table)
     for _, _, report in reports:

@@ -139,7 +139,7 @@ def test_a_layer_is_verified_parameter_by_parameter():
 
 def test_a_layer_of_another_structure_is_found():
     layer = jaxcnn.Dense(4)
-    broken = jaxcnn.Layer("broken", layer.init, layer.forward, lambda r, dy: ({"weights": r.w}, dy))
+    broken = jaxcnn.Layer("broken", layer.init, layer.forward, lambda r, dy: ({"weights": r.saved.w}, dy))
     report = jaxcnn.verify(broken, X)
     assert report.findings[0].cause == "structure"
     assert "backward must return (dparams, dx) of structure" in report.findings[0].message

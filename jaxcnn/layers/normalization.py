@@ -47,7 +47,7 @@ def BatchNorm(
     Raises:
       ValueError: a momentum outside [0, 1]. TypeError: a momentum that is no number.
 
-    >>> import jax
+    >>> import jax, jax.numpy as jnp
     >>> layer = BatchNorm()
     >>> params, state, _ = layer.init(jax.random.key(0), (1,))
     >>> y, state, _ = layer.forward(params, state, jnp.array([[1.0], [3.0]]), train=True)

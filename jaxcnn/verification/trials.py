@@ -134,7 +134,9 @@ def worst_difference(
         ordinary = max(_largest(t.right[i]) / max(_largest(t.dy), 1e-300) for t in like)
         floor = 8 * epsilon * ordinary * _largest(trial.dy)
         error = largest_difference(hand, right) if hand is not None and hand.shape == right.shape else math.inf
-        differences.append(Difference(error, FLOAT64_TOLERANCE * epsilon / EPSILON * scale + floor, scale, trial))
+        tolerance = FLOAT64_TOLERANCE * epsilon / EPSILON * scale + floor
+        # Of a right gradient of zeros, an error is seen beside what such a cotangent gives elsewhere.
+        differences.append(Difference(error, tolerance, scale or ordinary * _largest(trial.dy), trial))
     return max(differences, key=lambda d: _excess(d.error, d.tolerance))
 
 

@@ -22,7 +22,10 @@ class Case(NamedTuple):
     static: dict[str, Any]
 
     def verify(self, options: Options | None = None) -> Report:
-        generator = np.random.default_rng(1)  # not the seed of verify's cotangents: dy = x would make them special
+        """By all checks; of a layer that applies one rule, whose own cases make them, by those of values and calls."""
+        if options is None and isinstance(self.subject, Layer) and self.subject.rule is not None:
+            options = Options(dtypes=(), second_order=False)
+        generator = np.random.default_rng(1)
         return verify(self.subject, *(make(generator) for make in self.arrays), options=options, **self.static)
 
 
