@@ -91,8 +91,8 @@ def diagnose(evidence: Evidence) -> list[Cause]:
     if misfit(p.hand, p.right) < 1e-12:  # right for ordinary cotangents at the given values
         return _only_elsewhere(e)
     for causes in (
-        zero(p), rounded(p), _not_linear(e), scaled(p), _at_special_points(e), _cotangent_itself(e), swapped(p),
-        transposed(p), flipped(p), shifted(p), reordered(p), _cut_cotangent(e), _mixed_samples(e), _turned_argument(e),
+        zero(p), rounded(p), _not_linear(e), scaled(p), _at_special_points(e), swapped(p), transposed(p), flipped(p),
+        shifted(p), reordered(p), _cotangent_itself(e), _cut_cotangent(e), _mixed_samples(e), _turned_argument(e),
         where(p), _nearly(e),
     ):  # fmt: skip
         if found := list(causes):  # later ones are weaker
