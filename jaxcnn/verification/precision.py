@@ -45,7 +45,7 @@ def precision(
     """
     dtypes = [a.dtype if dtype == AS_GIVEN else jnp.dtype(dtype) for a in subject.arrays]
     with jax.enable_x64(x64):
-        values = [jnp.asarray(a, d) for a, d in zip(subject.arrays, dtypes, strict=True)]
+        values = [np.asarray(jnp.asarray(a, d)) for a, d in zip(subject.arrays, dtypes, strict=True)]
         try:
             kind = jax.eval_shape(subject.plain, values).dtype
         except Exception as error:
@@ -98,8 +98,9 @@ def _runs(
     """Pairs of trials, in the dtype and in float64 at the same inputs."""
     for trial in (t for t in trials if t.kind == "random"):
         for nearby in range(1 + NEARBY):
+            factors = [(1 - 0.1 * rng.random(v.shape) * bool(nearby)).astype(v.dtype) for v in values]
+            shrunk = [np.multiply(v, f, dtype=v.dtype) for v, f in zip(values, factors, strict=True)]
             with jax.enable_x64(x64):
-                shrunk = [v * jnp.asarray(1 - 0.1 * rng.random(v.shape) * bool(nearby), v.dtype) for v in values]
                 low = run("low", shrunk, jnp.asarray(trial.dy, kind))
             yield low, run("exact", [v.astype(np.float64) for v in low.values], low.dy.astype(np.float64))
 

@@ -136,8 +136,11 @@ def _of_layer(layer: Layer, x, key, train: bool) -> Subject:
         raise ValueError(f"verify: x must have an axis of samples, got shape {x.shape}")
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise TypeError(f"verify: x of a layer must be floating point, got {x.dtype}")
-    params, state, _ = layer.init(key, x.shape[1:])
-    params = _disturbed(params)
+    params, state = quick_jit(lambda key: layer.init(key, x.shape[1:])[:2])(key)
+    return _at_parameters(layer, _disturbed(params), state, x, key, train)
+
+
+def _at_parameters(layer: Layer, params, state, x: np.ndarray, key, train: bool) -> Subject:
     arrays, structure = jax.tree.flatten((params, x))
     labels = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)]
 
@@ -167,7 +170,7 @@ def _of_layer(layer: Layer, x, key, train: bool) -> Subject:
         quick_jit(lambda values: forward(values)[0]),
         backward,
         plain,
-        lambda samples: _of_layer(layer, x[samples], key, train),
+        lambda samples: _at_parameters(layer, params, state, x[samples], key, train),
         _declares(layer),
     )
 
