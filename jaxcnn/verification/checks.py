@@ -97,6 +97,8 @@ class Checks:
     def _float64(self) -> None:
         self.run = runner(self.subject)
         self.trials = float64_trials(self.subject, self.run, self.options.seed, max(2, self.options.cotangents))
+        if self.subject.chained:
+            self.notes.append("values that tie left out: its rules are verified at these one by one")
         unsteady = self._unsteady()
         for i, name in enumerate(self.subject.arguments):
             trials, allowed = self._without_excuses(i)

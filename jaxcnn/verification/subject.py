@@ -33,6 +33,7 @@ class Subject(NamedTuple):
     plain: Callable[[list], Any]  # values -> output, for autodiff
     take: Callable[[np.ndarray], Subject] | None  # the same of some of the samples
     declared: bool  # whether a reference says what the gradient is where the forward pass has none
+    chained: bool = False  # whether it applies one rule after another: then rounding decides what is at a kink within
     epsilon: float = 2.0**-52  # of the precision that "float64" is, where the forward pass narrows what it is given
 
     def by_hand(self, values: list) -> tuple[Any, Pullback]:
@@ -172,11 +173,16 @@ def _at_parameters(layer: Layer, params, state, x: np.ndarray, key, train: bool)
         plain,
         lambda samples: _at_parameters(layer, params, state, x[samples], key, train),
         _declares(layer),
+        chained=_rules_in(layer) > 1,
     )
 
 
 def _declares(layer: Layer) -> bool:
     return (layer.rule is not None and layer.rule.reference is not None) or any(map(_declares, layer.layers))
+
+
+def _rules_in(layer: Layer) -> int:
+    return (layer.rule is not None) + sum(map(_rules_in, layer.layers))
 
 
 def _arrays(cotangents: list, names: list[str]) -> list:

@@ -10,11 +10,21 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
-from jaxcnn.verification.cases import activation, convolution, layers, loss, normalization, pooling, resize, source
+from jaxcnn.verification.cases import (
+    activation,
+    convolution,
+    layers,
+    loss,
+    models,
+    normalization,
+    pooling,
+    resize,
+    source,
+)
 from jaxcnn.verification.cases.case import Case
 from jaxcnn.verification.report import Report
 
-FAMILIES = (source, convolution, pooling, resize, normalization, activation, loss, layers)
+FAMILIES = (source, convolution, pooling, resize, normalization, activation, loss, layers, models)
 
 
 def short_cases() -> list[Case]:

@@ -20,9 +20,11 @@ class Case(NamedTuple):
     what: str  # the ranks, or what is special
     arrays: tuple[Maker, ...]
     static: dict[str, Any]
+    options: Options | None = None  # None: those of `verify`
 
     def verify(self, options: Options | None = None) -> Report:
         """By all checks; of a layer that applies one rule, whose own cases make them, by those of values and calls."""
+        options = self.options if options is None else options
         if options is None and isinstance(self.subject, Layer) and self.subject.rule is not None:
             options = Options(dtypes=(), second_order=False)
         generator = np.random.default_rng(1)
