@@ -232,10 +232,12 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'jaxcnn' has no attribute {name!r}")
     import importlib
 
+    if name == "testing":
+        return importlib.import_module("jaxcnn.testing")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'jaxcnn' has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)
 
 

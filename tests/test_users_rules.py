@@ -30,6 +30,21 @@ def first_of_the_largest(x, dy):
     return (jax.nn.one_hot(x.argmax(-1), x.shape[-1], dtype=x.dtype) * dy[..., None],)
 
 
+def fourth_power(x):
+    return lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * x), (0, x))[1]
+
+
+def with_zero(*shape):
+    """One element at the kink of what bends at zero."""
+    x = values(*shape)
+    x[(-1,) * x.ndim] = 0
+    return x
+
+
+def stopped(x):
+    return x.at[0].set(lax.stop_gradient(x[0]))
+
+
 WEIGHTS = jnp.arange(6.0)
 RIGHT = {
     "a NumPy constant": (elementwise(lambda x: x / np.sqrt(2.0), lambda x: 1 / np.sqrt(2.0)), values(3, 4)),
@@ -57,6 +72,8 @@ RIGHT = {
         jaxcnn.softmax_cross_entropy, 25 * np.eye(4, dtype=np.float32), np.arange(4),
     ),
     "sine of large values": (elementwise(jnp.sin, jnp.cos), values(3, 4, by=1e9)),
+    "a loop that autodiff cannot run backward": (elementwise(fourth_power, lambda x: 4 * x**3), values(4)),
+    "a constant narrower than float64": (elementwise(lambda x: x * jnp.float32(3), lambda x: 3), values(4)),
     "arcsin at 1": (
         elementwise(jnp.arcsin, lambda x: 1 / jnp.sqrt(1 - x * x)), np.array([0.1, 0.5, 1, -0.3], np.float32),
     ),
@@ -148,6 +165,26 @@ WRONG = {
         Rule(lambda x: (x**2, x), lambda x, dy: (2 * x,), "square"), [values(4, 5)],
         "not-linear", "dx is the same for dy = 0: dy does not enter it",
     ),
+    "a loop that autodiff cannot run backward": (
+        elementwise(fourth_power, lambda x: 3 * x**3), [values(4)], "scaled", "dx equals the right gradient times 0.75",
+    ),
+    "a stopped gradient beside a kink": (
+        Rule(lambda x: (jnp.where((z := stopped(x)) > 0, z, 0.1 * z), x),
+             lambda x, dy: (jnp.where(x > 0, dy, 0.1 * dy).at[0].set(0),), "mine"),
+        [with_zero(200)], "unknown", "not the finite differences of the forward pass",
+    ),
+    "a stopped gradient beside a narrow residual": (
+        Rule(lambda x: (3 * x + lax.stop_gradient(2 * x), x.mean().astype(jnp.float16)), lambda r, dy: (3 * dy,), "m"),
+        [values(6)], "scaled", "not the finite differences of the forward pass",
+    ),
+    "a residual that is no array": (
+        Rule(lambda x: (x**2, ("square", x)), lambda r, dy: (2 * r[1] * dy,), "mine"), [values(3)],
+        "structure", "residuals must be arrays, residuals[0] is str: give it as static argument",
+    ),
+    "a complex cotangent": (
+        elementwise(jnp.sin, lambda x: 1j * jnp.cos(x)), [values(3)],
+        "structure", "dx has the wrong form: it is complex",
+    ),
     "dy handed on": (
         elementwise(jnp.sin, lambda x: 1.0), [values(4, 5)], "unknown", "dx equals dy: the derivative of the pass",
     ),
@@ -200,6 +237,15 @@ def raising(error):
     return Rule(forward, lambda r, dy: (dy,), "mine")
 
 
+def from_elsewhere(x):
+    return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+
+class TwoArguments(ValueError):
+    def __init__(self, one, another):
+        super().__init__(one, another)
+
+
 IDENTITY = Rule(lambda x: (x, ()), lambda r, dy: (dy,), "mine")
 
 
@@ -219,6 +265,16 @@ IDENTITY = Rule(lambda x: (x, ()), lambda r, dy: (dy,), "mine")
         (lambda: verify(raising(KeyError("oops")), values(3)), ValueError,
          "verify: mine: its forward pass raises KeyError: 'oops'"),
         (lambda: verify(raising(ValueError("too small")), values(3)), ValueError, "verify: mine: too small"),
+        (lambda: verify(raising(TwoArguments(1, 2)), values(3)), ValueError,
+         r"verify: mine: its forward pass raises TwoArguments: \(1, 2\)"),
+        (lambda: verify(elementwise(lambda x: x if x.sum() > 0 else -x, abs), values(3)), TypeError,
+         "verify: mine: its forward pass raises TracerBoolConversionError: "),
+        (lambda: verify(elementwise(np.sin, jnp.cos), values(3)), TypeError,
+         "verify: mine: its forward pass raises TracerArrayConversionError: "),
+        (lambda: verify(Rule(lambda x: ((x, x), x), lambda r, dy: (dy,), "mine"), values(3)), TypeError,
+         "verify: mine must have one array as output, got tuple"),
+        (lambda: verify(elementwise(from_elsewhere, jnp.cos), values(3)), ValueError,
+         "verify: mine: autodiff cannot differentiate its forward pass .*; give the rule a reference that it can"),
         (lambda: verify(IDENTITY.replace(batch_axes=(2,)), values(3, 3)), ValueError,
          r"verify: mine: batch_axes names axis 2 of x, whose shape is \(3, 3\)"),
         (lambda: IDENTITY.replace(batch_axes="x"), TypeError,
@@ -235,11 +291,43 @@ IDENTITY = Rule(lambda x: (x, ()), lambda r, dy: (dy,), "mine")
     ],
 )  # fmt: skip
 def test_a_bad_call_raises(call, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"^{message}" if message.startswith("verify") else message) as raised:
         call()
+    assert type(raised.value) is error  # none of jax's own
 
 
 def test_a_kink_of_the_callers_own_binds_and_the_message_says_what_to_do():
     report = verify(RIGHT["relu by maximum"][0], np.array([-1.0, 0.0, 2.0]))
     assert [f.cause for f in report.findings] == ["kink"]
     assert "autodiff's value there lies between both sides; a reference can declare yours" in report.findings[0].message
+
+
+def test_a_reference_stands_in_for_what_autodiff_cannot_differentiate():
+    def sine(x):
+        how = {"vmap_method": "expand_dims"}
+        return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x, **how)
+
+    options = jaxcnn.Options(second_order=False)
+    right = elementwise(sine, jnp.cos, reference=jnp.sin)
+    assert verify(right, values(3), options=options).ok
+    wrong = right.replace(backward=lambda x, dy: (-dy * jnp.cos(x),))
+    assert [f.cause for f in verify(wrong, values(3), options=options).findings] == ["negated"]
+
+
+def test_a_forward_pass_that_vmap_refuses_is_no_fault_of_the_backward_pass():
+    rule = elementwise(from_elsewhere, jnp.cos, reference=jnp.sin)
+    report = verify(rule, values(3), options=jaxcnn.Options(second_order=False))
+    assert report.ok
+    assert "vmap left out: the forward pass refuses it: vmap is only supported for" in str(report)
+
+
+def test_precision_is_told_in_units_in_the_last_place():
+    report = verify(jaxcnn.sigmoid, values(3, 4))
+    row = next(r for r in report.rows if r.check == "bfloat16")
+    assert row.ulp == 2.0 ** (np.floor(np.log2(row.scale)) - 7)
+    assert row.ulps == row.error / row.ulp
+    assert f"{row.relative:.1e} = {row.ulps:.2g} ulp (autodiff {row.autodiff_ulps:.2g})" in str(report)
+
+
+def test_the_module_for_tests_is_there_without_an_import_of_its_own():
+    assert jaxcnn.testing.assert_rule(jaxcnn.relu, values(3)) is None

@@ -10,13 +10,22 @@ import numpy as np
 from jaxcnn.verification import rounding
 from jaxcnn.verification.comparisons import Cause, Pairs, compare, spatial_axes
 from jaxcnn.verification.diagnosis import Evidence, diagnose, sizes
-from jaxcnn.verification.differences import DIAGNOSED, adjoint_errors, differences, numeric_gradient
+from jaxcnn.verification.differences import DIAGNOSED, adjoint_errors, differences, numeric_gradient, off_kinks
 from jaxcnn.verification.excuses import arbitrary
 from jaxcnn.verification.options import Options
 from jaxcnn.verification.precision import AS_GIVEN, precision
 from jaxcnn.verification.report import Finding, Report, Row, Worst
-from jaxcnn.verification.subject import StructureError, Subject
-from jaxcnn.verification.transforms import MIRACLE, Outcome, again, other_batch, saved_bytes, second_order, under_vmap
+from jaxcnn.verification.subject import StructureError, Subject, require_array_residuals
+from jaxcnn.verification.transforms import (
+    MIRACLE,
+    Outcome,
+    again,
+    other_batch,
+    refused_by_vmap,
+    saved_bytes,
+    second_order,
+    under_vmap,
+)
 from jaxcnn.verification.trials import (
     EPSILON,
     Difference,
@@ -26,6 +35,7 @@ from jaxcnn.verification.trials import (
     form_of,
     largest_difference,
     runner,
+    stream,
     worst_difference,
 )
 
@@ -95,6 +105,7 @@ class Checks:
         return {finding.argument for finding in self.findings}
 
     def _float64(self) -> None:
+        require_array_residuals(self.subject)
         self.run = runner(self.subject)
         self.trials = float64_trials(self.subject, self.run, self.options.seed, max(2, self.options.cotangents))
         if self.subject.chained:
@@ -171,7 +182,13 @@ class Checks:
 
     def _differences(self, usual: Trial) -> None:
         kinks = skipped = 0
-        for i, found in enumerate(differences(self.subject, usual, self.options.seed, self._faulty())):
+        rng = stream(self.options.seed)
+
+        def elsewhere():
+            return self.run("elsewhere", [off_kinks(v, rng) for v in usual.values], usual.dy)
+
+        found_by = differences(self.subject, usual, elsewhere, self.options.seed, self._faulty())
+        for i, found in enumerate(found_by):
             name = self.subject.arguments[i]
             row = Row(name, "differences", found.error, found.tolerance, found.scale)
             self.rows.append(row)
@@ -218,8 +235,8 @@ class Checks:
         if tolerance < error < math.inf and scale and name not in self._faulty():
             usual = self.trials[0]
             largest = float(np.abs(usual.right[i][np.isfinite(usual.right[i])]).max(initial=0.0))
-            if largest:
-                tolerance = max(tolerance, self._rounding(usual, i, error * largest / scale) * scale / largest)
+            relative = scale / largest if largest else float(usual.right[i].size)  # a sum over that many elements
+            tolerance = max(tolerance, self._rounding(usual, i, error / relative) * relative)
         row = Row(name, check, error, tolerance, scale)
         self.rows.append(row)
         return row
@@ -242,6 +259,9 @@ class Checks:
         return next(iter(compare(pairs)), Cause("unknown", ""))
 
     def _vmap(self, usual: Trial) -> None:
+        if refused := refused_by_vmap(self.subject):
+            self.notes.append(f"vmap left out: the forward pass refuses it: {refused}")
+            return
         other = self.run("other values", [np.flip(v) for v in usual.values], self.trials[1].dy)
         self._outcomes(under_vmap(self.subject, [usual, other]))
 
@@ -251,6 +271,9 @@ class Checks:
         self._outcomes(jitless, "nondeterministic", "differs between a call under jit and one without")
 
     def _second_order(self, usual: Trial) -> None:
+        if not self.subject.reversible:
+            self.notes.append("second order left out: autodiff has no reverse mode of the forward pass")
+            return
         names = [*self.subject.arguments, "dy"]
         failed = []
         for outcome in second_order(self.subject, usual, self.options.seed, not self._faulty()):

@@ -7,7 +7,8 @@ wrong, deceives it. Finite differences look at values alone.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import jax
@@ -44,13 +45,23 @@ class Differences(NamedTuple):
     skipped: int  # where the differences cannot be trusted
 
 
-def differences(subject: Subject, trial: Trial, seed: int, faulty: Collection[str]) -> list[Differences]:
+def differences(
+    subject: Subject, trial: Trial, elsewhere: Callable[[], Trial], seed: int, faulty: Collection[str]
+) -> list[Differences]:
     """For each argument; `trial` gives the values, the cotangent and the gradient by hand.
 
-    faulty: arguments known to be wrong, for which nobody need look twice.
+    elsewhere: makes the same at values close by, without ties and zeros: along a direction in which all elements move,
+    differences say nothing where one of them is at a kink. faulty: arguments known to be wrong, for which nobody need
+    look twice.
     """
-    slope = Slope(subject, trial)
-    return [_of_argument(slope, i, stream(seed, i), n in faulty) for i, n in enumerate(subject.arguments)]
+    slope, away = Slope(subject, trial), functools.cache(lambda: Slope(subject, elsewhere()))
+    return [_of_argument(slope, away, i, stream(seed, i), n in faulty) for i, n in enumerate(subject.arguments)]
+
+
+def off_kinks(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Values close by of which none is zero and no two are equal."""
+    largest = float(np.abs(array).max(initial=0.0)) or 1.0
+    return np.where(array == 0, 0.1 * largest, array) * (1 + 0.1 * rng.uniform(-1, 1, array.shape))
 
 
 def numeric_gradient(subject: Subject, trial: Trial, i: int) -> np.ndarray | None:
@@ -64,7 +75,9 @@ def numeric_gradient(subject: Subject, trial: Trial, i: int) -> np.ndarray | Non
     return np.array([e.low for e in estimates if e is not None]).reshape(shape)
 
 
-def _of_argument(slope: Slope, i: int, rng: np.random.Generator, faulty: bool) -> Differences:
+def _of_argument(
+    slope: Slope, away: Callable[[], Slope], i: int, rng: np.random.Generator, faulty: bool
+) -> Differences:
     x, gradient = slope.values[i], np.asarray(slope.trial.hand[i])
     finite = np.isfinite(gradient)
     scale = float(np.abs(gradient[finite]).max(initial=0.0))
@@ -79,13 +92,17 @@ def _of_argument(slope: Slope, i: int, rng: np.random.Generator, faulty: bool) -
     worst = Differences(0.0, TOLERANCE * scale, scale, None, 0.0, 0.0, 0, 0, 0)
     kinks = trusted = skipped = 0
     for place, direction, step in probes:
-        got = float((gradient * direction).sum())
+        here, got = slope, float((gradient * direction).sum())
         size = scale if place is not None else max(scale, abs(got))
-        estimate = slope.along({i: direction}, step, size)
-        if estimate is not None and place is None and estimate.kink:  # many elements at kinks at once bound nothing
-            estimate = None
+        estimate = here.along({i: direction}, step, size)
+        if place is None and (estimate is None or estimate.kink):  # many elements at kinks at once bound nothing
+            here = away()
+            there = np.asarray(here.trial.hand[i])
+            got = float((there * direction).sum()) if np.isfinite(there).all() else math.nan
+            estimate = here.along({i: direction}, step, size) if math.isfinite(got) else None
+            estimate = None if estimate is None or estimate.kink else estimate
         held = estimate is not None and (
-            faulty or estimate.holds(got, scale) or slope.stands({i: direction}, estimate, size)
+            faulty or estimate.holds(got, scale) or here.stands({i: direction}, estimate, size)
         )
         if estimate is None or not held:
             skipped += 1

@@ -86,7 +86,7 @@ def precision(
         error, own, scale = errors[name]
         if math.isfinite(own) and math.isfinite(scale):
             unit = _unit_in_last_place(scale, dtypes[i])
-            rows.append(Row(name, dtype, error, WORSE * own + unit, scale, own, error / unit))
+            rows.append(Row(name, dtype, error, WORSE * own + unit, scale, own, unit))
         else:
             notes.append(f"d{name} in {dtype}: autodiff's own gradient is not finite, nothing to compare with")
     return Precision(rows, forms, notes)

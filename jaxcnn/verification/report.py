@@ -24,7 +24,7 @@ class Row(NamedTuple):
     tolerance: float  # what it may be
     scale: float  # largest element of the right gradient
     autodiff_error: float | None = None  # the same error of autodiff's own gradient in this dtype
-    ulps: float | None = None  # the error in units in the last place of the largest element, in this dtype
+    ulp: float | None = None  # a unit in the last place of the largest element, in this dtype
 
     @property
     def ok(self) -> bool:
@@ -34,6 +34,15 @@ class Row(NamedTuple):
     def relative(self) -> float:
         """The error in units of the right gradient's largest element."""
         return self.error / self.scale if self.scale else (0.0 if self.error == 0 else math.inf)
+
+    @property
+    def ulps(self) -> float | None:
+        """The error in units in the last place, where the check is one of precision."""
+        return self.error / self.ulp if self.ulp else None
+
+    @property
+    def autodiff_ulps(self) -> float | None:
+        return self.autodiff_error / self.ulp if self.ulp and self.autodiff_error is not None else None
 
 
 class Worst(NamedTuple):
@@ -136,8 +145,8 @@ def _table(rows: tuple[Row, ...]) -> list[str]:
 
 
 def _cell(row: Row) -> str:
-    own = f" (autodiff {row.autodiff_error / row.scale:.1e})" if row.autodiff_error is not None and row.scale else ""
-    return f"{row.relative:.1e}{own}{'' if row.ok else ' FAILED'}"
+    ulps = f" = {row.ulps:.2g} ulp (autodiff {row.autodiff_ulps:.2g})" if row.autodiff_ulps is not None else ""
+    return f"{row.relative:.1e}{ulps}{'' if row.ok else ' FAILED'}"
 
 
 def _excess(row: Row) -> float:

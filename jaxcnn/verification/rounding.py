@@ -56,10 +56,10 @@ def of_forward(subject: Subject, trial: Trial) -> float:
 
 
 def coarsest(subject: Subject, values: Sequence[Any]) -> float:
-    """The epsilon of the narrowest dtype to which the plain forward pass converts what it is given."""
+    """The epsilon of the narrowest dtype to which the plain forward pass converts what it makes of these values."""
     narrowed = [
         eqn.params["new_dtype"]
-        for eqn in _equations(jax.make_jaxpr(subject.plain)(values).jaxpr)
+        for eqn in _on_the_way(jax.make_jaxpr(subject.plain)(values).jaxpr)
         if eqn.primitive.name == "convert_element_type" and eqn.invars[0].aval.dtype == np.float64
     ]
     return max([EPSILON, *(float(jnp.finfo(d).eps) for d in narrowed if jnp.issubdtype(d, jnp.floating))])
@@ -131,13 +131,31 @@ def _inner(eqn: Any) -> Any:
     return program if hasattr(program, "consts") or program is None else jax.extend.core.ClosedJaxpr(program, ())
 
 
+def _on_the_way(jaxpr: Any) -> Iterator[Any]:
+    """The equations that depend on a program's arguments and on which its results depend, with all those inside."""
+    dependent, needed = set(jaxpr.invars), {v for v in jaxpr.outvars if not hasattr(v, "val")}
+    for eqn in jaxpr.eqns:
+        if any(not hasattr(v, "val") and v in dependent for v in eqn.invars):
+            dependent.update(eqn.outvars)
+    for eqn in reversed(jaxpr.eqns):
+        if needed.isdisjoint(eqn.outvars):
+            continue
+        needed.update(v for v in eqn.invars if not hasattr(v, "val"))
+        if not dependent.isdisjoint(eqn.outvars):
+            yield from _with_inner(eqn)
+
+
 def _equations(jaxpr: Any) -> Iterator[Any]:
     """Of a program and all those inside it."""
     for eqn in jaxpr.eqns:
-        yield eqn
-        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
-            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
-                yield from _equations(getattr(value, "jaxpr", value))
+        yield from _with_inner(eqn)
+
+
+def _with_inner(eqn: Any) -> Iterator[Any]:
+    yield eqn
+    for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+        if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+            yield from _equations(getattr(value, "jaxpr", value))
 
 
 def _largest(array: np.ndarray) -> float:

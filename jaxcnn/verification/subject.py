@@ -34,6 +34,7 @@ class Subject(NamedTuple):
     take: Callable[[np.ndarray], Subject] | None  # the same of some of the samples
     declared: bool  # whether a reference says what the gradient is where the forward pass has none
     chained: bool = False  # whether it applies one rule after another: then rounding decides what is at a kink within
+    reversible: bool = True  # whether autodiff has a reverse mode of the plain forward pass
     epsilon: float = 2.0**-52  # of the precision that "float64" is, where the forward pass narrows what it is given
 
     def by_hand(self, values: list) -> tuple[Any, Pullback]:
@@ -41,6 +42,9 @@ class Subject(NamedTuple):
         return output, lambda dy: self.backward(residuals, _like_output(dy, output))
 
     def by_autodiff(self, values: list) -> tuple[Any, Pullback]:
+        if not self.reversible:  # as of a `while_loop`: each column of the Jacobian by forward mode
+            jacobians = jax.jacfwd(self.plain)(values)
+            return self.plain(values), lambda dy: [jnp.tensordot(dy, j, jnp.ndim(dy)) for j in jacobians]
         output, pullback = autodiff_vjp(lambda *v: self.plain(list(v)), tuple(values))
         return output, lambda dy: list(pullback(_like_output(dy, output)))
 
@@ -179,6 +183,18 @@ def _at_parameters(layer: Layer, params, state, x: np.ndarray, key, train: bool)
 
 def _declares(layer: Layer) -> bool:
     return (layer.rule is not None and layer.rule.reference is not None) or any(map(_declares, layer.layers))
+
+
+def require_array_residuals(subject: Subject) -> None:
+    """What a rule saves goes through jax, which takes arrays and numbers alone."""
+    found = {}
+    jax.eval_shape(lambda values: found.update(saved=subject.forward(values)[1]), [*subject.arrays])
+    for path, leaf in jax.tree.leaves_with_path(found["saved"]):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+            place = jax.tree_util.keystr(path)
+            raise StructureError(
+                f"residuals must be arrays, residuals{place} is {_kind(leaf)}: give it as static argument"
+            )
 
 
 def _rules_in(layer: Layer) -> int:

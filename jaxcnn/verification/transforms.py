@@ -14,7 +14,7 @@ import numpy as np
 from jaxcnn.verification.compilation import quick_jit
 from jaxcnn.verification.rounding import moves
 from jaxcnn.verification.subject import Subject
-from jaxcnn.verification.trials import EPSILON, Trial, largest_difference, runner, stream
+from jaxcnn.verification.trials import EPSILON, Trial, first_line, largest_difference, runner, stream
 
 # Another program sums in another order.
 TOLERANCE = 1e-11
@@ -58,6 +58,15 @@ def under_vmap(subject: Subject, trials: Sequence[Trial]) -> list[Outcome]:
     got = _as_numpy(both(stacked, jnp.stack([t.dy for t in trials])))
     right = [np.stack(h) for h in zip(*(t.hand for t in trials), strict=True)]
     return _compare("vmap", got, right)
+
+
+def refused_by_vmap(subject: Subject) -> str:
+    """What the forward pass alone raises under `jax.vmap`, "" if nothing: no fault of the backward pass."""
+    try:
+        jax.eval_shape(jax.vmap(lambda values: subject.forward(values)[0]), [v[None] for v in subject.arrays])
+    except Exception as error:
+        return first_line(error)
+    return ""
 
 
 def other_batch(subject: Subject, seed: int) -> tuple[list[Outcome], str]:

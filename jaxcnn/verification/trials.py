@@ -150,7 +150,9 @@ def _excess(error: float, tolerance: float) -> float:
 
 
 def largest_difference(a: Any, b: Any) -> float:
-    """NaN where one is NaN or infinite and the other is not that too."""
+    """NaN where one is NaN or infinite and the other is not that too, and where one is complex."""
+    if np.iscomplexobj(a) or np.iscomplexobj(b):
+        return math.nan
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     with np.errstate(invalid="ignore"):

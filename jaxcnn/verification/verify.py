@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 import jax
@@ -79,7 +80,30 @@ def verify(
     subject = subject_of(rule_or_layer, arrays, key, train, static)
     with jax.enable_x64(True), np.errstate(all="ignore"):  # NaN and infinity are told apart here, not by warnings
         gaps = _refuse_bad_call(subject)
+        subject = subject._replace(reversible=_has_reverse_mode(subject))
         return Checks(subject._replace(epsilon=_epsilon(subject, gaps)), options, x64, gaps).report()
+
+
+def _has_reverse_mode(subject: Subject) -> bool:
+    """Whether autodiff can run the plain forward pass backward; ValueError where it has no forward mode either."""
+    values = [jnp.asarray(a, np.float64) for a in subject.arrays]
+
+    def run(passes, values):
+        output, pullback = passes.by_autodiff(values)
+        return pullback(jnp.ones_like(output))
+
+    for reversible in (True, False):
+        try:
+            jax.eval_shape(partial(run, subject._replace(reversible=reversible)), values)
+            return reversible
+        except StructureError:  # no pair of output and residuals: found below
+            return True
+        except Exception as error:
+            reason = error
+    raise ValueError(
+        f"verify: {subject.name}: autodiff cannot differentiate its forward pass ({first_line(reason)}); "
+        "give the rule a reference that it can: Rule(forward, backward, reference=…)"
+    )
 
 
 def _epsilon(subject: Subject, gaps: list[str]) -> float:
@@ -108,20 +132,19 @@ def _refuse_bad_call(subject: Subject) -> list[str]:
     values = [jnp.asarray(a, np.float64) for a in subject.arrays]
     try:
         output = jax.eval_shape(subject.plain, values)
-        if not hasattr(output, "shape"):
-            raise TypeError(f"{called} must have one array as output, got {type(output).__name__}")
-        if not jnp.issubdtype(output.dtype, jnp.floating):
-            raise TypeError(f"{called} must have a floating output, got {output.dtype}")
-        output = np.asarray(subject.value(values))
+        value = np.asarray(subject.value(values)) if hasattr(output, "shape") else None
     except StructureError:  # no pair of output and residuals: the rule's fault, found below
         return []
-    except (TypeError, ValueError) as error:
-        said = str(error)
-        raise type(error)(said if subject.name in said.split(": ")[:2] else f"{called}: {first_line(error)}") from None
     except Exception as error:
-        said = f"its forward pass raises {type(error).__name__}: {first_line(error)}"
-        raise ValueError(f"{called}: {said}") from error
-    bad = int((~np.isfinite(output)).sum())
-    if bad == output.size:
+        said, kind = first_line(error), TypeError if isinstance(error, TypeError) else ValueError
+        if type(error) in (TypeError, ValueError):  # a refusal in words
+            raise kind(str(error) if subject.name in said.split(": ")[:2] else f"{called}: {said}") from None
+        raise kind(f"{called}: its forward pass raises {type(error).__name__}: {said}") from error
+    if value is None:
+        raise TypeError(f"{called} must have one array as output, got {type(output).__name__}")
+    if not jnp.issubdtype(output.dtype, jnp.floating):
+        raise TypeError(f"{called} must have a floating output, got {output.dtype}")
+    bad = int((~np.isfinite(value)).sum())
+    if bad == value.size:
         raise ValueError(f"{called} has no finite output at the given arrays; choose values that it is defined for")
-    return [f"{bad} of {output.size} elements of the output are not finite at the given arrays"] if bad else []
+    return [f"{bad} of {value.size} elements of the output are not finite at the given arrays"] if bad else []

@@ -23,7 +23,7 @@ def more() -> list[Case]:
         _network(models.resnet20(3, width=2), (8, 8, 1)),
         _network(models.resnet20(3, width=2), (8, 8, 1), train=False),
         _network(models.resnet9(3, width=2), (8, 8, 1)),
-        _network(models.mobilenet_v2(3, width=4), (16, 16, 1)),
+        _network(models.mobilenet_v2(3, width=2), (8, 8, 1)),
         _network(models.convnext(3, width=6, drop=0.5), (8, 8, 1)),
     ]
 
