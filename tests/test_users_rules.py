@@ -74,6 +74,9 @@ RIGHT = {
     "sine of large values": (elementwise(jnp.sin, jnp.cos), values(3, 4, by=1e9)),
     "a loop that autodiff cannot run backward": (elementwise(fourth_power, lambda x: 4 * x**3), values(4)),
     "a constant narrower than float64": (elementwise(lambda x: x * jnp.float32(3), lambda x: 3), values(4)),
+    "arrays of several dtypes that it takes as one alone": (
+        jaxcnn.layer_norm, values(2, 4), np.ones(4, np.float16), np.zeros(4, np.float32),
+    ),
     "arcsin at 1": (
         elementwise(jnp.arcsin, lambda x: 1 / jnp.sqrt(1 - x * x)), np.array([0.1, 0.5, 1, -0.3], np.float32),
     ),

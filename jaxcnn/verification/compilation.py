@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-SMALL_ARRAYS = 10_000  # elements in all
+SMALL_ARRAYS = 50_000  # elements in all
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 

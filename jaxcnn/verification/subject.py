@@ -188,7 +188,8 @@ def _declares(layer: Layer) -> bool:
 def require_array_residuals(subject: Subject) -> None:
     """What a rule saves goes through jax, which takes arrays and numbers alone."""
     found = {}
-    jax.eval_shape(lambda values: found.update(saved=subject.forward(values)[1]), [*subject.arrays])
+    values = [a.astype(np.float64) for a in subject.arrays]
+    jax.eval_shape(lambda values: found.update(saved=subject.forward(values)[1]), values)
     for path, leaf in jax.tree.leaves_with_path(found["saved"]):
         if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
             place = jax.tree_util.keystr(path)
