@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import numbers
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, NamedTuple, ParamSpec
 
@@ -41,7 +42,8 @@ class Rule(Generic[P]):
         backward(residuals, dy, **static)      -> a tuple: one cotangent for each array parameter of forward, in order
 
     The positional parameters of `forward` are arrays (an optional one has the default `None`); the keyword-only
-    ones are static: hashable Python values, the same for both passes. `residuals` is whatever the backward pass
+    ones are static: hashable Python values, the same for both passes; lists become tuples, real numbers of any type
+    that are not whole become floats. `residuals` is whatever the backward pass
     needs, a tree of arrays (`Static` wraps what is no array). A cotangent has the shape and dtype of its array;
     `None` stands for the cotangent of an integer, boolean or key array, and only of those.
 
@@ -294,9 +296,13 @@ def _array(rule: str, name: str, value: Any) -> jax.Array | None:
 
 
 def _hashable(rule: str, name: str, value: Any) -> Hashable:
-    """Lists become tuples, so that `padding=[(1, 1), (1, 1)]` is as good as a tuple."""
+    """Lists become tuples, so that `padding=[(1, 1), (1, 1)]` is as good as a tuple. A real number that is not whole
+    becomes a float of Python: one of NumPy would widen the arrays that it meets, and a fraction meets none.
+    """
     if isinstance(value, list | tuple):
         return tuple(_hashable(rule, name, v) for v in value)
+    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
+        return float(value)
     if isinstance(value, jax.Array):
         raise TypeError(f"{rule}: {name} must be a Python value known before tracing, got an array")
     try:

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import pickle
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,30 @@ def test_static_arguments_reach_both_passes():
     assert_close(jax.jit(jax.grad(lambda x: scale(x, power=3, shift=[1, 2])[1]))(X), np.float32([0, 12, 0]), EXACT)
     assert scale.bind(X, power=2)[1] == scale.static(power=2) == {"power": 2, "shift": (0, 0)}
     assert scale.bind(X)[0][1] is None
+
+
+NUMBERS = {
+    "dropout": lambda x, half: jaxcnn.dropout(x, jax.random.key(0), rate=half),
+    "softmax_cross_entropy": lambda x, half: jaxcnn.softmax_cross_entropy(x, jnp.zeros(2, int), label_smoothing=half),
+    "layer_norm": lambda x, half: jaxcnn.layer_norm(x, x[0], x[0], epsilon=half),
+    "huber_loss": lambda x, half: jaxcnn.huber_loss(x, 3 * x, delta=half),
+    "sigmoid_focal_loss": lambda x, half: jaxcnn.sigmoid_focal_loss(x, x, gamma=half, alpha=half),
+    "elu": lambda x, half: jaxcnn.elu(-x, alpha=half),
+    "Dropout": lambda x, half: jaxcnn.differentiable(jaxcnn.Dropout(half))(
+        {}, {}, x, train=True, key=jax.random.key(0)
+    )[0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("half", [np.float64(0.5), np.float32(0.5), Fraction(1, 2)], ids=repr)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_static_numbers_do_not_widen_the_arrays(name, half, x64):
+    """A number of NumPy would, and a fraction cannot be computed with at all."""
+    x = jnp.ones((2, 4), jnp.bfloat16)
+    wanted, got = (jax.vjp(functools.partial(NUMBERS[name], half=h), x) for h in (0.5, half))
+    assert got[0].dtype == jnp.bfloat16
+    assert_close(got[0], wanted[0], EXACT)
+    assert_close(got[1](got[0]), wanted[1](wanted[0]), EXACT)
 
 
 def test_static_values_of_only_positional_arrays():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxcnn.rule import Array, Rule
-from jaxcnn.rules.dtypes import require_equal_floats
+from jaxcnn.rules.dtypes import require_equal_floats, require_number
 from jaxcnn.rules.window import is_whole
 
 
@@ -85,7 +84,6 @@ def _check(x: Array, key: Array, rate: float, broadcast: tuple[int, ...]) -> Non
 
 
 def require_rate(function: str, rate: float) -> None:
-    if not isinstance(rate, numbers.Real) or isinstance(rate, bool):
-        raise TypeError(f"{function}: rate must be a number, got {rate!r}")
+    require_number(function, rate=rate)
     if not 0 <= rate < 1:
         raise ValueError(f"{function}: rate must be at least 0 and less than 1, got {rate!r}")

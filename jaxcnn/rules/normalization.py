@@ -8,7 +8,6 @@ the mean is large.
 from __future__ import annotations
 
 import functools
-import numbers
 from typing import NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcnn.rule import Array, Rule
-from jaxcnn.rules.dtypes import require_equal_floats
+from jaxcnn.rules.dtypes import require_equal_floats, require_number
 from jaxcnn.rules.window import is_whole
 
 
@@ -375,8 +374,7 @@ def _by_channel(a: Array) -> Array:
 def _check(function: str, x: Array, epsilon: float, **parameters: Array) -> None:
     require_equal_floats(function, x=x, **parameters)
     _check_channels(function, x, **parameters)
-    if not isinstance(epsilon, numbers.Real) or isinstance(epsilon, bool):
-        raise TypeError(f"{function}: epsilon must be a number, got {epsilon!r}")
+    require_number(function, epsilon=epsilon)
     if not epsilon > 0:
         raise ValueError(f"{function}: epsilon must be positive, got {epsilon!r}")
 

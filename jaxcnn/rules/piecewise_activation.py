@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from jaxcnn.rule import Array, Rule
-from jaxcnn.rules.dtypes import require_equal_floats, wide
+from jaxcnn.rules.dtypes import require_equal_floats, require_number, wide
 
 
 class OutputResiduals(NamedTuple):
@@ -305,8 +304,7 @@ def _exponential_unit(x: Array, slope: float, alpha: float) -> Array:
 
 def _number(function: str, argument: str, value: float) -> float:
     """As a float of Python: a number of NumPy would widen the arrays that it meets."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(f"{function}: {argument} must be a number, got {value!r}")
+    require_number(function, **{argument: value})
     if not (value >= 0 and math.isfinite(value)):
         raise ValueError(f"{function}: {argument} must be at least 0 and finite, got {value!r}")
     return float(value)
