@@ -32,8 +32,8 @@ def BatchNorm(
     """Batch normalisation, (N, ..., C) -> (N, ..., C).
 
     In training by the batch's own statistics, through which the gradient goes: `batch_norm`. Under `jax.shard_map`, so
-    in a training step on several devices, they are those of the whole batch. Outside training by the running
-    statistics: `frozen_batch_norm`.
+    in a training step on several devices, they are those of the whole batch, unless `check_vma=False` is given: then,
+    and under `jax.pmap`, each device's own. Outside training by the running statistics: `frozen_batch_norm`.
 
     Parameters: "scale" and "shift", (C,) each. State: "mean" and "variance", (C,) each, float32 or wider whatever the
     dtype of x, 0 and 1 at first. Each training pass makes

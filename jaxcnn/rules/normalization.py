@@ -33,7 +33,8 @@ def batch_norm_forward(
 
     The samples of a batch depend on each other: half of a batch gives other values than the same samples in the whole
     one. So `batch_axes` names no axis of samples. Inside `jax.shard_map` the statistics are those of the whole batch,
-    of all devices along the mesh axes over which x varies.
+    of all devices along the mesh axes over which x varies. With `check_vma=False`, and under `jax.pmap`, jax does not
+    tell these axes: each device then has the statistics of its own samples.
 
     Args:
       x: (N, ..., C), N×H×W×C for example, floating, at least one value a channel.
