@@ -101,6 +101,15 @@ def test_static_numbers_do_not_widen_the_arrays(name, half, x64):
     assert_close(got[1](got[0]), wanted[1](wanted[0]), EXACT)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
+@pytest.mark.parametrize("name", ["relu", "gelu", "max_pool", "avg_pool", "softmax"])
+def test_floats_of_8_bits_are_refused(name, dtype):
+    with pytest.raises(TypeError) as caught:
+        getattr(jaxcnn, name)(jnp.ones((4, 4), dtype))
+    required = "float16, bfloat16, float32 or float64"
+    assert str(caught.value) == f"{name}: x must be {required}, got {jnp.dtype(dtype)}"
+
+
 def test_static_values_of_only_positional_arrays():
     def forward(x, /, *, power=2):
         return x**power, x

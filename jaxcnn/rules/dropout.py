@@ -25,7 +25,7 @@ def dropout_forward(
     with one key for all devices, all of them leave out the same places: give each a key of its own there.
 
     Args:
-      x: any shape, any floating dtype.
+      x: any shape, any floating dtype from 16 bits.
       key: a jax key.
       rate: the share that is left out, at least 0 and less than 1.
       broadcast: axes along which one draw holds. Of N×H×W×C, (1, 2) leaves out whole channels (spatial dropout),

@@ -21,7 +21,7 @@ def tanh_forward(x: Array) -> tuple[Array, TanhResiduals]:
     """The hyperbolic tangent.
 
     Args:
-      x: any shape, any floating dtype.
+      x: any shape, any floating dtype from 16 bits.
 
     Returns:
       An array of x's shape and dtype.
@@ -59,7 +59,7 @@ def softplus_forward(x: Array) -> tuple[Array, InputResiduals]:
     Large inputs of either sign give x and 0, never infinity.
 
     Args:
-      x: any shape, any floating dtype.
+      x: any shape, any floating dtype from 16 bits.
 
     Returns:
       An array of x's shape and dtype.
@@ -90,7 +90,7 @@ def silu_forward(x: Array) -> tuple[Array, InputResiduals]:
     -inf gives NaN, which is -inf · 0, as in jax.nn.
 
     Args:
-      x: any shape, any floating dtype.
+      x: any shape, any floating dtype from 16 bits.
 
     Returns:
       An array of x's shape and dtype.
@@ -130,7 +130,7 @@ def gelu_forward(x: Array, *, approximate: bool = True) -> tuple[Array, InputRes
     -inf gives NaN, which is -inf · 0, as in jax.nn.
 
     Args:
-      x: any shape, any floating dtype.
+      x: any shape, any floating dtype from 16 bits.
       approximate: whether Φ(x) is approximated by (1 + tanh u) / 2 with u = √(2/π) (x + 0.044715 x³). The default is
         jax.nn's; PyTorch's is the other. The derivative is that of the function chosen.
 
