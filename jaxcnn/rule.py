@@ -126,14 +126,22 @@ class Rule(Generic[P]):
 
     def bind(self, *args: Any, **kwargs: Any) -> tuple[tuple[jax.Array | None, ...], dict[str, Hashable]]:
         """The arrays, one for each array parameter (None where absent), and all static values, defaults included."""
+        bound = self._bound_arguments(*args, **kwargs)
+        names, parameters = self.argument_names(len(bound.args)), self._signature.parameters
+        optional = {n for n, p in parameters.items() if p.default is None}
+        for n, array in zip(names, bound.args, strict=True):
+            if array is None and n not in optional:
+                raise TypeError(f"{self.name}: {n} must be an array, got None")
+        arrays = tuple(_array(self.name, n, a) for n, a in zip(names, bound.args, strict=True))
+        return arrays, {n: _hashable(self.name, n, v) for n, v in bound.kwargs.items()}
+
+    def _bound_arguments(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{self.name}: {error}") from None
         bound.apply_defaults()
-        names = self.argument_names(len(bound.args))
-        arrays = tuple(_array(self.name, n, a) for n, a in zip(names, bound.args, strict=True))
-        return arrays, {n: _hashable(self.name, n, v) for n, v in bound.kwargs.items()}
+        return bound
 
     def argument_names(self, count: int) -> list[str]:
         """The names of the first `count` arrays; those of a forward(*arrays) are numbered."""
@@ -147,7 +155,7 @@ class Rule(Generic[P]):
         """All static values, defaults included."""
         parameters = self._signature.parameters.values()
         arrays = [None for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        return self.bind(*arrays, **given)[1]  # pyright: ignore[reportCallIssue]
+        return {n: _hashable(self.name, n, v) for n, v in self._bound_arguments(*arrays, **given).kwargs.items()}
 
     def replace(self, **changes: Any) -> Rule:
         """Another rule with some fields changed: `conv2d.replace(backward=mine)`. Reference and batch axes stay."""

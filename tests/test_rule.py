@@ -303,6 +303,12 @@ ERRORS = {
     "static unhashable": (lambda: scale(X, power={}), "scale: power must be hashable, got dict"),
     "no array": (lambda: scale("text"), "scale: x must be an array, got str"),
     "no array by keyword": (lambda: scale(X, factor=object()), "scale: factor must be an array, got object"),
+    "required None": (lambda: scale(None), "scale: x must be an array, got None"),
+    "required None of several": (lambda: jaxcnn.add(X, None), "add: xs[1] must be an array, got None"),
+    "required None of a rule with defaults": (
+        lambda: jaxcnn.dropout.partial(rate=0.5)(X, None),
+        "dropout: key must be an array, got None",
+    ),
     "missing": (lambda: scale(), "scale: missing a required argument: 'x'"),
     "unknown": (lambda: scale(X, stride=2), "scale: got an unexpected keyword argument 'stride'"),
     "too many": (lambda: scale(X, 1.0, 2), "scale: too many positional arguments"),
