@@ -42,10 +42,10 @@ class Rule(Generic[P]):
         backward(residuals, dy, **static)      -> a tuple: one cotangent for each array parameter of forward, in order
 
     The positional parameters of `forward` are arrays (an optional one has the default `None`); the keyword-only
-    ones are static: hashable Python values, the same for both passes; lists become tuples, real numbers of any type
-    that are not whole become floats. `residuals` is whatever the backward pass
-    needs, a tree of arrays (`Static` wraps what is no array). A cotangent has the shape and dtype of its array;
-    `None` stands for the cotangent of an integer, boolean or key array, and only of those.
+    ones are static: hashable Python values, the same for both passes. (Lists and NumPy arrays become tuples, real
+    numbers that are not whole become floats.) `residuals` is whatever the backward pass needs, a tree of arrays
+    (`Static` wraps what is no array). A cotangent has the shape and dtype of its array; `None` stands for the cotangent
+    of an integer, boolean or key array, and only of those.
 
     Calling a rule gives forward's output; `jax.grad` of the call runs `backward`, under jit, vmap, grad of grad,
     `jax.checkpoint`, `lax.scan` and `shard_map` alike. Forward mode (`jax.jvp`, `jax.jacfwd`) differentiates the plain
@@ -139,7 +139,9 @@ class Rule(Generic[P]):
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{self.name}: {error}") from None
+            keywords = ", ".join(n for n, p in self._signature.parameters.items() if p.kind is p.KEYWORD_ONLY)
+            hint = f"; {keywords} are given by keyword" if keywords and "too many" in str(error) else ""
+            raise TypeError(f"{self.name}: {error}{hint}") from None
         bound.apply_defaults()
         return bound
 
@@ -304,9 +306,10 @@ def _array(rule: str, name: str, value: Any) -> jax.Array | None:
 
 
 def _hashable(rule: str, name: str, value: Any) -> Hashable:
-    """Lists become tuples, so that `padding=[(1, 1), (1, 1)]` is as good as a tuple. A real number that is not whole
-    becomes a float of Python: one of NumPy would widen the arrays that it meets, and a fraction meets none.
+    """Lists and NumPy arrays become tuples, so that `padding=[(1, 1), (1, 1)]` is as good as a tuple. A real number
+    that is not whole becomes a float: one of NumPy would widen the arrays that it meets, and a fraction meets none.
     """
+    value = value.tolist() if isinstance(value, np.ndarray) else value
     if isinstance(value, list | tuple):
         return tuple(_hashable(rule, name, v) for v in value)
     if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.layers.layer import Identity, Layer, require_layers
+from jaxcnn.layers.layer import Identity, Layer, require_layers, sizes
 from jaxcnn.rule import Rule, Static
 from jaxcnn.rules.join import add, concatenate
 
@@ -40,7 +41,7 @@ def sequential(*layers: Layer, name: str = "sequential") -> Layer:
     names = _unique("sequential", [layer.name for layer in layers])
 
     def init(key, input_shape):
-        params, state, shape = {}, {}, tuple(input_shape)
+        params, state, shape = {}, {}, sizes(name, input_shape)
         for i, (n, layer) in enumerate(zip(names, layers, strict=True)):
             p, s, shape = layer.init(jax.random.fold_in(key, i), shape)
             params |= {n: p} if p else {}
@@ -86,7 +87,7 @@ def parallel(*layers: Layer, join: str | Rule = "sum", name: str = "parallel") -
 
     Raises:
       ValueError: no layer, an unknown join; at init, outputs that do not fit together. TypeError: something that is no
-        Layer.
+        Layer, a rule of another number of arrays.
 
     Source: Szegedy et al., "Going deeper with convolutions", CVPR 2015, figure 2, by concatenation.
 
@@ -100,6 +101,14 @@ def parallel(*layers: Layer, join: str | Rule = "sum", name: str = "parallel") -
         raise ValueError("parallel: got no layer, at least one is required")
     if not isinstance(join, Rule) and join not in JOINS:
         raise ValueError(f"parallel: join must be one of {', '.join(JOINS)}, or a Rule; got {join!r}")
+    if isinstance(join, Rule):
+        try:
+            inspect.signature(join).bind(*layers)
+        except TypeError:
+            got = f"{join.name}{inspect.signature(join)}"
+            raise TypeError(
+                f"parallel: join must be a rule of {len(layers)} arrays, one for each layer, got {got}"
+            ) from None
     branches = dict(zip(_unique("parallel", [layer.name for layer in layers]), layers, strict=True))
     return side_by_side(name, branches, join if isinstance(join, Rule) else JOINS[join])
 

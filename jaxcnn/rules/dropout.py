@@ -72,7 +72,7 @@ def _kept(x: Array, key: Array, rate: float, broadcast: tuple[int, ...]) -> Arra
 
 def _check(x: Array, key: Array, rate: float, broadcast: tuple[int, ...]) -> None:
     require_rate("dropout", rate)
-    if not all(map(is_whole, broadcast)):
+    if not isinstance(broadcast, tuple) or not all(map(is_whole, broadcast)):
         raise TypeError(f"dropout: broadcast must be a tuple of whole numbers, got {broadcast!r}")
     if any(not -x.ndim <= axis < x.ndim for axis in broadcast):
         raise ValueError(f"dropout: broadcast must be axes of x, whose shape is {x.shape}, got {broadcast}")
