@@ -326,6 +326,8 @@ ERRORS = [
     (init(residual(Dense(3), Dense(1)), 4), ValueError,
      "residual: the branches give layer (3,), shortcut (1,), which do not fit together"),
     (lambda: parallel(), ValueError, "parallel: got no layer, at least one is required"),
+    (lambda: parallel(ReLU(), ReLU(), names=["one"]), ValueError,
+     "parallel: names must be 2, one for each layer, got ['one']"),
     (lambda: parallel(ReLU), TypeError, "parallel: takes Layers, got ReLU"),
     (lambda: parallel(ReLU(), join="product"), ValueError,
      "parallel: join must be one of sum, concatenate, or a Rule; got 'product'"),
