@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import numbers
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, NamedTuple, ParamSpec
 
@@ -41,9 +42,10 @@ class Rule(Generic[P]):
         backward(residuals, dy, **static)      -> a tuple: one cotangent for each array parameter of forward, in order
 
     The positional parameters of `forward` are arrays (an optional one has the default `None`); the keyword-only
-    ones are static: hashable Python values, the same for both passes. `residuals` is whatever the backward pass
-    needs, a tree of arrays (`Static` wraps what is no array). A cotangent has the shape and dtype of its array;
-    `None` stands for the cotangent of an integer, boolean or key array, and only of those.
+    ones are static: hashable Python values, the same for both passes. (Lists and NumPy arrays become tuples, real
+    numbers that are not whole become floats.) `residuals` is whatever the backward pass needs, a tree of arrays
+    (`Static` wraps what is no array). A cotangent has the shape and dtype of its array; `None` stands for the cotangent
+    of an integer, boolean or key array, and only of those.
 
     Calling a rule gives forward's output; `jax.grad` of the call runs `backward`, under jit, vmap, grad of grad,
     `jax.checkpoint`, `lax.scan` and `shard_map` alike. Forward mode (`jax.jvp`, `jax.jacfwd`) differentiates the plain
@@ -124,14 +126,24 @@ class Rule(Generic[P]):
 
     def bind(self, *args: Any, **kwargs: Any) -> tuple[tuple[jax.Array | None, ...], dict[str, Hashable]]:
         """The arrays, one for each array parameter (None where absent), and all static values, defaults included."""
+        bound = self._bound_arguments(*args, **kwargs)
+        names, parameters = self.argument_names(len(bound.args)), self._signature.parameters
+        optional = {n for n, p in parameters.items() if p.default is None}
+        for n, array in zip(names, bound.args, strict=True):
+            if array is None and n not in optional:
+                raise TypeError(f"{self.name}: {n} must be an array, got None")
+        arrays = tuple(_array(self.name, n, a) for n, a in zip(names, bound.args, strict=True))
+        return arrays, {n: _hashable(self.name, n, v) for n, v in bound.kwargs.items()}
+
+    def _bound_arguments(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{self.name}: {error}") from None
+            keywords = ", ".join(n for n, p in self._signature.parameters.items() if p.kind is p.KEYWORD_ONLY)
+            hint = f"; {keywords} are given by keyword" if keywords and "too many" in str(error) else ""
+            raise TypeError(f"{self.name}: {error}{hint}") from None
         bound.apply_defaults()
-        names = self.argument_names(len(bound.args))
-        arrays = tuple(_array(self.name, n, a) for n, a in zip(names, bound.args, strict=True))
-        return arrays, {n: _hashable(self.name, n, v) for n, v in bound.kwargs.items()}
+        return bound
 
     def argument_names(self, count: int) -> list[str]:
         """The names of the first `count` arrays; those of a forward(*arrays) are numbered."""
@@ -145,7 +157,7 @@ class Rule(Generic[P]):
         """All static values, defaults included."""
         parameters = self._signature.parameters.values()
         arrays = [None for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        return self.bind(*arrays, **given)[1]  # pyright: ignore[reportCallIssue]
+        return {n: _hashable(self.name, n, v) for n, v in self._bound_arguments(*arrays, **given).kwargs.items()}
 
     def replace(self, **changes: Any) -> Rule:
         """Another rule with some fields changed: `conv2d.replace(backward=mine)`. Reference and batch axes stay."""
@@ -294,9 +306,14 @@ def _array(rule: str, name: str, value: Any) -> jax.Array | None:
 
 
 def _hashable(rule: str, name: str, value: Any) -> Hashable:
-    """Lists become tuples, so that `padding=[(1, 1), (1, 1)]` is as good as a tuple."""
+    """Lists and NumPy arrays become tuples, so that `padding=[(1, 1), (1, 1)]` is as good as a tuple. A real number
+    that is not whole becomes a float: one of NumPy would widen the arrays that it meets, and a fraction meets none.
+    """
+    value = value.tolist() if isinstance(value, np.ndarray) else value
     if isinstance(value, list | tuple):
         return tuple(_hashable(rule, name, v) for v in value)
+    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
+        return float(value)
     if isinstance(value, jax.Array):
         raise TypeError(f"{rule}: {name} must be a Python value known before tracing, got an array")
     try:

@@ -59,7 +59,7 @@ def another_mask(r, dy, **static):
 
 
 def passed(layer, residuals, cotangents, kept=slice(None)):
-    """The chain of side_by_side; `kept`: the branches whose dx are added up."""
+    """The chain of parallel; `kept`: the branches whose dx are added up."""
     names = [f"dense_{i + 1}" for i in range(len(layer.layers))]
     parts = [b.backward(s, d) for b, s, d in zip(layer.layers, residuals.branches, cotangents, strict=True)]
     return {n: dparams for n, (dparams, _) in zip(names, parts, strict=True)}, sum(dx for _, dx in parts[kept])

@@ -144,6 +144,29 @@ def test_extreme_values(name, static, dtype):
         )
 
 
+@pytest.mark.parametrize(
+    ("name", "static"), [*((n, {}) for n in ("relu", "sigmoid", *AT_EXTREMES)), ("gelu", {"approximate": False})]
+)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_forward_mode_at_extreme_values(name, static, dtype):
+    """By the plain forward pass, in which 0 · inf may occur where the backward pass has none."""
+    rule = getattr(jaxcnn, name).partial(**static)
+    large = [s * min(v, float(jnp.finfo(dtype).max)) for s in (-1, 1) for v in (100, 1e20, 1e30)]
+    x = jnp.asarray(np.array([*EXTREMES, -40, 40, *large]), dtype)
+
+    @jax.jit
+    def both(x, one):
+        return (rule.plain(x), jax.jvp(rule, (x,), (one,))[1]), (rule(x), jax.vjp(rule, x)[1](one)[0])
+
+    for by_plain, wanted in zip(*both(x, jnp.ones_like(x)), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(by_plain, np.float64),
+            np.asarray(wanted, np.float64),
+            rtol=float(jnp.finfo(dtype).eps),
+            atol=1e-30,
+        )
+
+
 def test_the_slope_of_gelus_approximation_is_not_that_of_the_exact_one():
     slopes = [gelu_slope(POINTS, approximate=a) for a in (True, False)]
     assert np.abs(slopes[0] - slopes[1]).max() > 1e-4  # else the tests above could not tell them apart

@@ -1,6 +1,7 @@
 """Layers that do one thing in training and another outside of it: batch normalisation, dropout."""
 
 import functools
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -63,10 +64,12 @@ def test_running_statistics(x64, rng):
     assert layer.forward(params, state, second)[1] is state  # outside training it stays
 
 
-def test_running_statistics_stay_in_float32(rng):
-    layer = BatchNorm()
+@pytest.mark.parametrize("momentum", [0.9, np.float64(0.9), Fraction(9, 10)], ids=repr)
+def test_running_statistics_stay_in_float32(momentum, x64, rng):
+    layer = BatchNorm(momentum=momentum)
     params, state, _ = layer.init(KEY, (3,))
     params = jax.tree.map(lambda p: p.astype("bfloat16"), params)
+    state = jax.tree.map(lambda s: s.astype("float32"), state)
     x = jnp.asarray(rng.normal(size=(64, 3)) + 100, jnp.bfloat16)
     y, state, _ = layer.forward(params, state, x, train=True)
     assert y.dtype == jnp.bfloat16

@@ -75,6 +75,8 @@ def test_errors():
     call = per_sample_gradients
     with pytest.raises(TypeError, match="per_sample_gradients: state must be a TrainState, got dict"):
         call(models.source(), softmax_cross_entropy, {}, images, labels)
+    with pytest.raises(TypeError, match="per_sample_gradients: takes Layers, got <lambda>"):
+        call(lambda x: x, softmax_cross_entropy, state, images, labels)
     with pytest.raises(TypeError, match=r"per_sample_gradients: loss must be a jaxcnn.Rule of \(logits, labels\), got"):
         call(models.source(), optax.softmax_cross_entropy, state, images, labels)
     with pytest.raises(ValueError, match=r"one axis of samples, got shapes \(5, 8, 8, 1\) and \(4,\)"):

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import pickle
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,7 @@ def test_output_and_gradients_have_the_dtype_given(case, dtype, x64, rng):
         lambda x, w, b: jaxcnn.conv2d(filters=w, bias=b, image=x),
         lambda x, w, b: jaxcnn.conv2d(x, w, b, stride=1, padding="SAME", dilation=(1, 1), groups=1),
         lambda x, w, b: jaxcnn.conv2d(x, w, b, padding=[[1, 1], [1, 1]]),
+        lambda x, w, b: jaxcnn.conv2d(x, w, b, padding=np.ones((2, 2), int)),
         lambda x, w, b: jaxcnn.conv2d(x, w, None, stride=[1, 1]) + b,
         lambda x, w, b: jaxcnn.conv2d(x, w, stride=np.int64(1)) + b,
     ],
@@ -74,6 +76,39 @@ def test_static_arguments_reach_both_passes():
     assert_close(jax.jit(jax.grad(lambda x: scale(x, power=3, shift=[1, 2])[1]))(X), np.float32([0, 12, 0]), EXACT)
     assert scale.bind(X, power=2)[1] == scale.static(power=2) == {"power": 2, "shift": (0, 0)}
     assert scale.bind(X)[0][1] is None
+
+
+NUMBERS = {
+    "dropout": lambda x, half: jaxcnn.dropout(x, jax.random.key(0), rate=half),
+    "softmax_cross_entropy": lambda x, half: jaxcnn.softmax_cross_entropy(x, jnp.zeros(2, int), label_smoothing=half),
+    "layer_norm": lambda x, half: jaxcnn.layer_norm(x, x[0], x[0], epsilon=half),
+    "huber_loss": lambda x, half: jaxcnn.huber_loss(x, 3 * x, delta=half),
+    "sigmoid_focal_loss": lambda x, half: jaxcnn.sigmoid_focal_loss(x, x, gamma=half, alpha=half),
+    "elu": lambda x, half: jaxcnn.elu(-x, alpha=half),
+    "Dropout": lambda x, half: jaxcnn.differentiable(jaxcnn.Dropout(half))(
+        {}, {}, x, train=True, key=jax.random.key(0)
+    )[0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("half", [np.float64(0.5), np.float32(0.5), Fraction(1, 2)], ids=repr)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_static_numbers_do_not_widen_the_arrays(name, half, x64):
+    """A number of NumPy would, and a fraction cannot be computed with at all."""
+    x = jnp.ones((2, 4), jnp.bfloat16)
+    wanted, got = (jax.vjp(functools.partial(NUMBERS[name], half=h), x) for h in (0.5, half))
+    assert got[0].dtype == jnp.bfloat16
+    assert_close(got[0], wanted[0], EXACT)
+    assert_close(got[1](got[0]), wanted[1](wanted[0]), EXACT)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
+@pytest.mark.parametrize("name", ["relu", "gelu", "max_pool", "avg_pool", "softmax"])
+def test_floats_of_8_bits_are_refused(name, dtype):
+    with pytest.raises(TypeError) as caught:
+        getattr(jaxcnn, name)(jnp.ones((4, 4), dtype))
+    required = "float16, bfloat16, float32 or float64"
+    assert str(caught.value) == f"{name}: x must be {required}, got {jnp.dtype(dtype)}"
 
 
 def test_static_values_of_only_positional_arrays():
@@ -269,9 +304,23 @@ ERRORS = {
     "static unhashable": (lambda: scale(X, power={}), "scale: power must be hashable, got dict"),
     "no array": (lambda: scale("text"), "scale: x must be an array, got str"),
     "no array by keyword": (lambda: scale(X, factor=object()), "scale: factor must be an array, got object"),
+    "required None": (lambda: scale(None), "scale: x must be an array, got None"),
+    "required None of several": (lambda: jaxcnn.add(X, None), "add: xs[1] must be an array, got None"),
+    "required None of a rule with defaults": (
+        lambda: jaxcnn.dropout.partial(rate=0.5)(X, None),
+        "dropout: key must be an array, got None",
+    ),
     "missing": (lambda: scale(), "scale: missing a required argument: 'x'"),
     "unknown": (lambda: scale(X, stride=2), "scale: got an unexpected keyword argument 'stride'"),
-    "too many": (lambda: scale(X, 1.0, 2), "scale: too many positional arguments"),
+    "too many": (
+        lambda: scale(X, 1.0, 2),
+        "scale: too many positional arguments; power, shift are given by keyword",
+    ),
+    "too many without static arguments": (lambda: jaxcnn.relu(X, 2), "relu: too many positional arguments"),
+    "no axes": (
+        lambda: jaxcnn.dropout(X, jax.random.key(0), rate=0.5, broadcast=1),
+        "dropout: broadcast must be a tuple of whole numbers, got 1",
+    ),
     "static unknown": (lambda: scale.static(stride=2), "scale: got an unexpected keyword argument 'stride'"),
     "forward no function": (lambda: Rule(3, scale_backward), "Rule: forward must be a function, got int"),
     "backward no function": (lambda: Rule(scale_forward, "b"), "Rule: backward must be a function, got str"),

@@ -149,13 +149,13 @@ def test_text():
         textwrap.dedent("""\
         layer         output  parameters  operations  saved bytes  backward
         net           2×1000           0           0            0  sequential
-          residual    2×1000           0       2,000            0  side_by_side
+          residual    2×1000           0       2,000            0  parallel
             layer     2×1000           0           0            0  sequential
               dense   2×1000   1,001,000   4,002,000        8,000  dense
             identity  2×1000           0           0            0  -
           mine        2×1000           0       2,000            0  -
           relu        2×1000           0       4,000        8,000  relu
-        -----------------------------------------------------------------------
+        ---------------------------------------------------------------------
         total                  1,001,000   4,010,000       16,000
 
         sequential

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.layers.layer import Identity, Layer, require_layers
+from jaxcnn.layers.layer import Identity, Layer, require_layers, sizes
 from jaxcnn.rule import Rule, Static
 from jaxcnn.rules.join import add, concatenate
 
@@ -40,7 +41,7 @@ def sequential(*layers: Layer, name: str = "sequential") -> Layer:
     names = _unique("sequential", [layer.name for layer in layers])
 
     def init(key, input_shape):
-        params, state, shape = {}, {}, tuple(input_shape)
+        params, state, shape = {}, {}, sizes(name, input_shape)
         for i, (n, layer) in enumerate(zip(names, layers, strict=True)):
             p, s, shape = layer.init(jax.random.fold_in(key, i), shape)
             params |= {n: p} if p else {}
@@ -75,7 +76,15 @@ def sequential(*layers: Layer, name: str = "sequential") -> Layer:
     return Layer(name, init, forward, backward, layers=layers, reference=reference, rebuild=rebuild)
 
 
-def parallel(*layers: Layer, join: str | Rule = "sum", name: str = "parallel") -> Layer:
+class ParallelResiduals(NamedTuple):
+    branches: tuple[Any, ...]  # each layer's own
+    joined: Any  # the join's own
+    dtypes: Static  # of the branches' outputs: they are cast to one, and dy back
+
+
+def parallel(
+    *layers: Layer, join: str | Rule = "sum", names: Sequence[str] | None = None, name: str = "parallel"
+) -> Layer:
     """The layers side by side, each of them given x, their outputs joined.
 
     Names, parameters, state and keys as for `sequential`. Outputs of several floating dtypes are cast to the one that
@@ -83,10 +92,11 @@ def parallel(*layers: Layer, join: str | Rule = "sum", name: str = "parallel") -
 
     Args:
       join: "sum", "concatenate" (the channels side by side), or a rule of as many arrays as there are layers.
+      names: what the layers are called among the parameters; their own names when None.
 
     Raises:
-      ValueError: no layer, an unknown join; at init, outputs that do not fit together. TypeError: something that is no
-        Layer.
+      ValueError: no layer, an unknown join, another number of names; at init, outputs that do not fit together.
+      TypeError: something that is no Layer, a rule of another number of arrays.
 
     Source: Szegedy et al., "Going deeper with convolutions", CVPR 2015, figure 2, by concatenation.
 
@@ -98,45 +108,17 @@ def parallel(*layers: Layer, join: str | Rule = "sum", name: str = "parallel") -
     require_layers("parallel", layers)
     if not layers:
         raise ValueError("parallel: got no layer, at least one is required")
-    if not isinstance(join, Rule) and join not in JOINS:
-        raise ValueError(f"parallel: join must be one of {', '.join(JOINS)}, or a Rule; got {join!r}")
-    branches = dict(zip(_unique("parallel", [layer.name for layer in layers]), layers, strict=True))
-    return side_by_side(name, branches, join if isinstance(join, Rule) else JOINS[join])
-
-
-def residual(layer: Layer, shortcut: Layer | None = None, *, name: str = "residual") -> Layer:
-    """layer(x) + x, or layer(x) + shortcut(x) where the shapes differ (He et al. 2016).
-
-    The same as `parallel(layer, shortcut)`, the identity where there is no shortcut; the parameters are called "layer"
-    and "shortcut".
-
-    Raises:
-      ValueError: at init, when the two sides have different shapes. TypeError: something that is no Layer.
-
-    >>> from jaxcnn import Conv2D
-    >>> residual(Conv2D(3, 3)).init(jax.random.key(0), (8, 8, 3))[2]
-    (8, 8, 3)
-    """
-    sides = {"layer": layer, "shortcut": Identity() if shortcut is None else shortcut}
-    require_layers("residual", sides.values())
-    return side_by_side(name, sides, add)
-
-
-class ParallelResiduals(NamedTuple):
-    branches: tuple[Any, ...]  # each layer's own
-    joined: Any  # the join's own
-    dtypes: Static  # of the branches' outputs: they are cast to one, and dy back
-
-
-def side_by_side(name: str, branches: Mapping[str, Layer], join: Rule) -> Layer:
-    """Layers by the names of their parameters, each given x; `join` is a rule of their outputs."""
+    if names is not None and len(names) != len(layers):
+        raise ValueError(f"parallel: names must be {len(layers)}, one for each layer, got {names!r}")
+    rule = _join(join, len(layers))
+    branches = dict(zip(_unique("parallel", names or [layer.name for layer in layers]), layers, strict=True))
 
     def init(key, input_shape):
         parts = {n: b.init(jax.random.fold_in(key, i), input_shape) for i, (n, b) in enumerate(branches.items())}
         shapes = {n: shape for n, (_, _, shape) in parts.items()}
         outputs = [jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float)) for shape in shapes.values()]
         try:
-            joined = jax.eval_shape(lambda *ys: join.forward(*ys)[0], *outputs)
+            joined = jax.eval_shape(lambda *ys: rule.forward(*ys)[0], *outputs)
         except ValueError as error:
             given = ", ".join(f"{n} {shape}" for n, shape in shapes.items())
             raise ValueError(f"{name}: the branches give {given}, which do not fit together: {error}") from None
@@ -158,18 +140,18 @@ def side_by_side(name: str, branches: Mapping[str, Layer], join: Rule) -> Layer:
     def forward(params, state, x, *, train=False, key=None):
         passes = [branch.forward for branch in branches.values()]
         outputs, new_state, kept, dtypes = run(passes, params, state, x, train, key)
-        y, joined = join.forward(*outputs)
+        y, joined = rule.forward(*outputs)
         return y, new_state, ParallelResiduals(kept, joined, dtypes)
 
     def reference(params, state, x, *, train=False, key=None):
         passes = [branch.plain for branch in branches.values()]
         outputs, new_state, _, _ = run(passes, params, state, x, train, key)
-        return join.plain(*outputs), new_state
+        return rule.plain(*outputs), new_state
 
     # y = join(f(x), g(x), …): the join turns dy into a cotangent for each branch, and x, which goes into all of them,
     # gets the sum of what they return.
     def backward(residuals, dy):
-        cotangents = join.backward(residuals.joined, dy, **join.static())
+        cotangents = rule.backward(residuals.joined, dy, **rule.static())
         dparams, parts = {}, []
         for n, saved, d, dtype in zip(branches, residuals.branches, cotangents, residuals.dtypes.value, strict=True):
             gradients, dx = branches[n].backward(saved, d.astype(dtype))
@@ -177,11 +159,40 @@ def side_by_side(name: str, branches: Mapping[str, Layer], join: Rule) -> Layer:
             parts.append(dx)
         return dparams, add.forward(*parts)[0]
 
-    def rebuild(*layers: Layer) -> Layer:
-        return side_by_side(name, dict(zip(branches, layers, strict=True)), join)
-
-    layers = tuple(branches.values())
+    rebuild = functools.partial(parallel, join=join, names=tuple(branches), name=name)
     return Layer(name, init, forward, backward, layers=layers, reference=reference, rebuild=rebuild)
+
+
+def residual(layer: Layer, shortcut: Layer | None = None, *, name: str = "residual") -> Layer:
+    """layer(x) + x, or layer(x) + shortcut(x) where the shapes differ (He et al. 2016).
+
+    The same as `parallel(layer, shortcut)`, the identity where there is no shortcut; the parameters are called "layer"
+    and "shortcut".
+
+    Raises:
+      ValueError: at init, when the two sides have different shapes. TypeError: something that is no Layer.
+
+    >>> from jaxcnn import Conv2D
+    >>> residual(Conv2D(3, 3)).init(jax.random.key(0), (8, 8, 3))[2]
+    (8, 8, 3)
+    """
+    sides = layer, Identity() if shortcut is None else shortcut
+    require_layers("residual", sides)
+    return parallel(*sides, names=("layer", "shortcut"), name=name)
+
+
+def _join(join: str | Rule, count: int) -> Rule:
+    if not isinstance(join, Rule):
+        if join not in JOINS:
+            raise ValueError(f"parallel: join must be one of {', '.join(JOINS)}, or a Rule; got {join!r}")
+        return JOINS[join]
+    signature = inspect.signature(join)
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        required = f"a rule of {count} arrays, one for each layer"
+        raise TypeError(f"parallel: join must be {required}, got {join.name}{signature}") from None
+    return join
 
 
 def _unique(function: str, names: Sequence[str]) -> tuple[str, ...]:

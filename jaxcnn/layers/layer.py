@@ -101,11 +101,12 @@ def from_rule(
     axes = (*WORDS[spatial_axes].axes.split("×"), "C")
 
     def init(key, input_shape):
+        input_shape = sizes(name, input_shape)
         if images and len(input_shape) != len(axes):
-            raise ValueError(f"{name}: input_shape must be ({', '.join(axes)}), without N, got {tuple(input_shape)}")
+            raise ValueError(f"{name}: input_shape must be ({', '.join(axes)}), without N, got {input_shape}")
         makers = parameters | kept
         keys = jax.random.split(key, max(len(makers), 1))
-        made = {n: make(k, tuple(input_shape)) for (n, make), k in zip(makers.items(), keys, strict=False)}
+        made = {n: make(k, input_shape) for (n, make), k in zip(makers.items(), keys, strict=False)}
         params, state = ({n: made[n] for n in names} for names in (parameters, kept))
         dtype = jax.tree.leaves(params)[0].dtype if params else jnp.result_type(float)
         one = jax.ShapeDtypeStruct((1, *input_shape), dtype)
@@ -117,6 +118,10 @@ def from_rule(
             raise ValueError(f"{name}: x must be N×{'×'.join(axes)}, got shape {x.shape}")
         if draws and key is None:
             raise ValueError(f"{name}: got no key; training needs one: forward(params, state, x, train=True, key=key)")
+        for argument, given, names in (("params", params, parameters), ("state", state, kept)):
+            if not set(names) <= set(given):
+                got = ", ".join(given) or "nothing"
+                raise ValueError(f"{name}: {argument} must have {', '.join(names)}, got {got}")
         keys = (key,) if draws else ()
         return rule.bind(x, *(params[p] for p in parameters), *(state[s] for s in kept), *keys, **static)
 
@@ -156,7 +161,7 @@ def Identity(*, name: str = "identity") -> Layer:
     """
     return Layer(
         name,
-        lambda key, input_shape: ({}, {}, tuple(input_shape)),
+        lambda key, input_shape: ({}, {}, sizes(name, input_shape)),
         lambda params, state, x, *, train=False, key=None: (x, state, ()),
         lambda residuals, dy: ({}, dy),
     )
@@ -249,7 +254,15 @@ def require_layers(function: str, layers) -> None:
         if not isinstance(layer, Layer):
             hint = "; layers are made by calls: ReLU()" if callable(layer) else ""
             hint = f"; give them one by one: {function}(*layers)" if isinstance(layer, list | tuple) else hint
+            hint = "; jaxcnn.layers.from_rule makes a layer of a rule" if isinstance(layer, Rule) else hint
             raise TypeError(f"{function}: takes Layers, got {getattr(layer, '__name__', type(layer).__name__)}{hint}")
+
+
+def sizes(function: str, input_shape: Any) -> tuple[int, ...]:
+    """The shape without N, checked."""
+    if not isinstance(input_shape, tuple | list):
+        raise TypeError(f"{function}: input_shape must be the sizes without N, as (28, 28, 1), got {input_shape!r}")
+    return tuple(positive(function, "input_shape", size) for size in input_shape)
 
 
 def positive(function: str, argument: str, value: Any) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numbers
-
 from jax.nn import initializers
 
 from jaxcnn.layers.basic import Initializer
 from jaxcnn.layers.layer import Layer, by_mode, from_rule
 from jaxcnn.rule import Rule
+from jaxcnn.rules.dtypes import require_number
 from jaxcnn.rules.normalization import (
     batch_norm,
     batch_statistics,
@@ -33,8 +32,8 @@ def BatchNorm(
     """Batch normalisation, (N, ..., C) -> (N, ..., C).
 
     In training by the batch's own statistics, through which the gradient goes: `batch_norm`. Under `jax.shard_map`, so
-    in a training step on several devices, they are those of the whole batch. Outside training by the running
-    statistics: `frozen_batch_norm`.
+    in a training step on several devices, they are those of the whole batch, unless `check_vma=False` is given: then,
+    and under `jax.pmap`, each device's own. Outside training by the running statistics: `frozen_batch_norm`.
 
     Parameters: "scale" and "shift", (C,) each. State: "mean" and "variance", (C,) each, float32 or wider whatever the
     dtype of x, 0 and 1 at first. Each training pass makes
@@ -54,10 +53,10 @@ def BatchNorm(
     >>> y.round(3).tolist(), {name: round(float(value[0]), 3) for name, value in state.items()}
     ([[-1.0], [1.0]], {'mean': 0.2, 'variance': 1.0})
     """
-    if not isinstance(momentum, numbers.Real) or isinstance(momentum, bool):
-        raise TypeError(f"BatchNorm: momentum must be a number, got {momentum!r}")
+    require_number("BatchNorm", momentum=momentum)
     if not 0 <= momentum <= 1:
         raise ValueError(f"BatchNorm: momentum must be from 0 to 1, got {momentum}")
+    momentum = float(momentum)  # a number of NumPy would widen the state
 
     def running(state, x):
         batch = dict(zip(("mean", "variance"), batch_statistics(x), strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jax.nn import initializers
 
 from jaxcnn.layers.basic import Dense, ReLU, Sigmoid
-from jaxcnn.layers.compose import sequential, side_by_side
+from jaxcnn.layers.compose import parallel, sequential
 from jaxcnn.layers.layer import Identity, Layer, from_rule, positive
 from jaxcnn.layers.pooling import GlobalAvgPool
 from jaxcnn.rule import Rule
@@ -63,4 +63,4 @@ def SqueezeExcitation(
         Dense(channels, name="excite"), Sigmoid(),
     )  # fmt: skip
     # A product, whose two factors both depend on x: dx is the sum of what goes through each.
-    return side_by_side(name, {"x": Identity(), "gate": gate}, rule)
+    return parallel(Identity(), gate, join=rule, names=("x", "gate"), name=name)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.layers.layer import Layer, positive, require_layers
+from jaxcnn.layers.layer import Layer, positive, require_layers, sizes
 from jaxcnn.layers.operations import operations
 
 
@@ -86,9 +86,7 @@ def summary(layer: Layer, input_shape: Sequence[int], batch: int = 1) -> Summary
     'y = x where x > 0, so g = dy/dx = 1 there; y = 0 elsewhere, so g = 0.'
     """
     require_layers("summary", [layer])
-    if not isinstance(input_shape, tuple | list):
-        raise TypeError(f"summary: input_shape must be the sizes without N, as (28, 28, 1), got {input_shape!r}")
-    shape = tuple(positive("summary", "input_shape", size) for size in input_shape)
+    shape = sizes("summary", input_shape)
     x = jax.ShapeDtypeStruct((positive("summary", "batch", batch), *shape), jnp.result_type(float))
     found = []
 

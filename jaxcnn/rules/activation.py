@@ -21,7 +21,7 @@ def relu_forward(x: Array) -> tuple[Array, ReluResiduals]:
     The derivative at 0 is 0. NaN stays NaN and -inf becomes 0 (the source's `(img>0)*img` makes NaN of -inf).
 
     Args:
-      x: any shape, any floating dtype.
+      x: any shape, any floating dtype from 16 bits.
 
     Returns:
       An array of x's shape and dtype.
@@ -60,7 +60,7 @@ def sigmoid_forward(x: Array) -> tuple[Array, SigmoidResiduals]:
     Large inputs of either sign give 1 and 0, never NaN.
 
     Args:
-      x: any shape, any floating dtype.
+      x: any shape, any floating dtype from 16 bits.
 
     Returns:
       An array of x's shape and dtype.

@@ -33,7 +33,7 @@ def avg_pool_forward(
     A size that the windows do not fill is cut at the end under "VALID", as in `max_pool`.
 
     Args:
-      x: H×W, H×W×C or N×H×W×C, any floating dtype.
+      x: H×W, H×W×C or N×H×W×C, any floating dtype from 16 bits.
       window: rows and columns, a number or a pair.
       stride: steps of the window; the window itself when None.
       padding: "VALID", "SAME", or ((top, bottom), (left, right)).
@@ -95,7 +95,7 @@ def global_avg_pool_forward(x: Array) -> tuple[Array, GlobalAvgPoolResiduals]:
     """The mean of each channel over the whole image.
 
     Args:
-      x: H×W×C or N×H×W×C, any floating dtype.
+      x: H×W×C or N×H×W×C, any floating dtype from 16 bits.
 
     Returns:
       The means, (C,) or N×C, of x's dtype.
@@ -132,7 +132,7 @@ def global_max_pool_forward(x: Array, *, ties: str = "first") -> tuple[Array, Gl
     """The maximum of each channel over the whole image. NaN counts as the largest value.
 
     Args:
-      x: H×W×C or N×H×W×C, any floating dtype.
+      x: H×W×C or N×H×W×C, any floating dtype from 16 bits.
       ties: as in `max_pool`. "first" gives the whole gradient to the first of equal maxima in row-major order, "split"
         equal shares to all of them (as `jnp.max` does), "all" the whole gradient to each.
 
@@ -198,7 +198,7 @@ def adaptive_avg_pool_forward(x: Array, *, size: int | tuple[int, int]) -> tuple
     before ceil((i + 1)·H / n), so that n may be larger than H.
 
     Args:
-      x: H×W, H×W×C or N×H×W×C, any floating dtype.
+      x: H×W, H×W×C or N×H×W×C, any floating dtype from 16 bits.
       size: rows and columns of the output, a number or a pair.
 
     Returns:

@@ -46,7 +46,7 @@ def conv2d_forward(
     ==========  ============  ==========
 
     Args:
-      image: any floating dtype.
+      image: any floating dtype from 16 bits.
       filters: of the image's dtype; with `groups`, C here is the image's C / groups.
       bias: one value for each output channel, (n,); a scalar () where the output has no channel axis. Or None.
       stride: steps of the filter, a number or (rows, columns).

@@ -30,7 +30,7 @@ def conv1d_forward(
     ========  ========  ========
 
     Args:
-      signal: any floating dtype.
+      signal: any floating dtype from 16 bits.
       filters: of the signal's dtype; with `groups`, C here is the signal's C / groups.
       bias: one value for each output channel, (n,); a scalar () where the output has no channel axis. Or None.
       stride: steps of the filter.
@@ -95,7 +95,7 @@ def conv3d_forward(
     ==========  ==========  ============
 
     Args:
-      volume: any floating dtype; the depth may be time, the volume a film.
+      volume: any floating dtype from 16 bits; the depth may be time, the volume a film.
       filters: of the volume's dtype; with `groups`, C here is the volume's C / groups. The backward pass is a program
         of d·h·w parts.
       bias: one value for each output channel, (n,); a scalar () where the output has no channel axis. Or None.

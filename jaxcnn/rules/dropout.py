@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxcnn.rule import Array, Rule
-from jaxcnn.rules.dtypes import require_equal_floats
+from jaxcnn.rules.dtypes import require_equal_floats, require_number
 from jaxcnn.rules.window import is_whole
 
 
@@ -26,7 +25,7 @@ def dropout_forward(
     with one key for all devices, all of them leave out the same places: give each a key of its own there.
 
     Args:
-      x: any shape, any floating dtype.
+      x: any shape, any floating dtype from 16 bits.
       key: a jax key.
       rate: the share that is left out, at least 0 and less than 1.
       broadcast: axes along which one draw holds. Of N×H×W×C, (1, 2) leaves out whole channels (spatial dropout),
@@ -73,7 +72,7 @@ def _kept(x: Array, key: Array, rate: float, broadcast: tuple[int, ...]) -> Arra
 
 def _check(x: Array, key: Array, rate: float, broadcast: tuple[int, ...]) -> None:
     require_rate("dropout", rate)
-    if not all(map(is_whole, broadcast)):
+    if not isinstance(broadcast, tuple) or not all(map(is_whole, broadcast)):
         raise TypeError(f"dropout: broadcast must be a tuple of whole numbers, got {broadcast!r}")
     if any(not -x.ndim <= axis < x.ndim for axis in broadcast):
         raise ValueError(f"dropout: broadcast must be axes of x, whose shape is {x.shape}, got {broadcast}")
@@ -85,7 +84,6 @@ def _check(x: Array, key: Array, rate: float, broadcast: tuple[int, ...]) -> Non
 
 
 def require_rate(function: str, rate: float) -> None:
-    if not isinstance(rate, numbers.Real) or isinstance(rate, bool):
-        raise TypeError(f"{function}: rate must be a number, got {rate!r}")
+    require_number(function, rate=rate)
     if not 0 <= rate < 1:
         raise ValueError(f"{function}: rate must be at least 0 and less than 1, got {rate!r}")

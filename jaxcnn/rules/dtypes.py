@@ -12,7 +12,8 @@ from jaxcnn.rule import Array
 
 
 def require_equal_floats(function: str, **arrays: Array | None) -> None:
-    """Raises TypeError unless all arrays (None is left out) have one and the same floating dtype.
+    """Raises TypeError unless all arrays (None is left out) have one and the same floating dtype, of 16 bits at least:
+    of the narrower ones some have no infinity, which a maximum starts from, and jax promotes none of them.
 
     Nothing is promoted: a gradient has its array's dtype, and a silent cast there would lose digits unseen.
     """
@@ -20,6 +21,8 @@ def require_equal_floats(function: str, **arrays: Array | None) -> None:
     for name, dtype in given.items():
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"{function}: {name} must be floating point, got {dtype}")
+        if jnp.finfo(dtype).bits < 16:
+            raise TypeError(f"{function}: {name} must be float16, bfloat16, float32 or float64, got {dtype}")
     if len(set(given.values())) > 1:
         got = ", ".join(f"{name} {dtype}" for name, dtype in given.items())
         raise TypeError(f"{function}: dtypes must be equal, got {got}")

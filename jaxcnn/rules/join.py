@@ -18,7 +18,7 @@ def add_forward(*xs: Array) -> tuple[Array, Static]:
     """The sum of arrays of one shape.
 
     Args:
-      xs: at least one; any shape, any floating dtype, the same for all.
+      xs: at least one; any shape, any floating dtype from 16 bits, the same for all.
 
     Returns:
       An array of their shape and dtype.
@@ -49,7 +49,8 @@ def concatenate_forward(*xs: Array) -> tuple[Array, Static]:
     """Arrays side by side: the channels of the first, then those of the second, and so on.
 
     Args:
-      xs: at least one, (..., C_i) each; but for the channels of one shape; any floating dtype, the same for all.
+      xs: at least one, (..., C_i) each; but for the channels of one shape; any floating dtype from 16 bits, the
+        same for all.
 
     Returns:
       (..., C_1 + C_2 + …), of their dtype.

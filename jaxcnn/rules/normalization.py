@@ -8,7 +8,6 @@ the mean is large.
 from __future__ import annotations
 
 import functools
-import numbers
 from typing import NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcnn.rule import Array, Rule
-from jaxcnn.rules.dtypes import require_equal_floats
+from jaxcnn.rules.dtypes import require_equal_floats, require_number
 from jaxcnn.rules.window import is_whole
 
 
@@ -34,7 +33,8 @@ def batch_norm_forward(
 
     The samples of a batch depend on each other: half of a batch gives other values than the same samples in the whole
     one. So `batch_axes` names no axis of samples. Inside `jax.shard_map` the statistics are those of the whole batch,
-    of all devices along the mesh axes over which x varies.
+    of all devices along the mesh axes over which x varies. With `check_vma=False`, and under `jax.pmap`, jax does not
+    tell these axes: each device then has the statistics of its own samples.
 
     Args:
       x: (N, ..., C), N×H×W×C for example, floating, at least one value a channel.
@@ -375,8 +375,7 @@ def _by_channel(a: Array) -> Array:
 def _check(function: str, x: Array, epsilon: float, **parameters: Array) -> None:
     require_equal_floats(function, x=x, **parameters)
     _check_channels(function, x, **parameters)
-    if not isinstance(epsilon, numbers.Real) or isinstance(epsilon, bool):
-        raise TypeError(f"{function}: epsilon must be a number, got {epsilon!r}")
+    require_number(function, epsilon=epsilon)
     if not epsilon > 0:
         raise ValueError(f"{function}: epsilon must be positive, got {epsilon!r}")
 

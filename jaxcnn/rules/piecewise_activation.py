@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from jaxcnn.rule import Array, Rule
-from jaxcnn.rules.dtypes import require_equal_floats, wide
+from jaxcnn.rules.dtypes import require_equal_floats, require_number, wide
 
 
 class OutputResiduals(NamedTuple):
@@ -22,7 +21,7 @@ def relu6_forward(x: Array) -> tuple[Array, OutputResiduals]:
     The derivative at 0 and at 6 is 0, as jax.nn and PyTorch have it.
 
     Args:
-      x: any shape, any floating dtype.
+      x: any shape, any floating dtype from 16 bits.
 
     Returns:
       An array of x's shape and dtype.
@@ -60,7 +59,7 @@ def leaky_relu_forward(x: Array, *, negative_slope: float = 0.01) -> tuple[Array
     slope 0, and in PyTorch. jax.nn has 1 there.
 
     Args:
-      x: any shape, any floating dtype.
+      x: any shape, any floating dtype from 16 bits.
       negative_slope: at least 0.
 
     Returns:
@@ -101,7 +100,7 @@ def prelu_forward(x: Array, slope: Array) -> tuple[Array, PreluResiduals]:
     The derivative by x at 0 is the slope, as in `leaky_relu` and PyTorch; the slope's is 0 there on any convention.
 
     Args:
-      x: (..., C), or any shape where there is one slope; any floating dtype.
+      x: (..., C), or any shape where there is one slope; any floating dtype from 16 bits.
       slope: (C,), one value a channel, or a scalar; of x's dtype and any sign.
 
     Returns:
@@ -146,7 +145,7 @@ def elu_forward(x: Array, *, alpha: float = 1.0) -> tuple[Array, OutputResiduals
     no kink.
 
     Args:
-      x: any shape, any floating dtype.
+      x: any shape, any floating dtype from 16 bits.
       alpha: at least 0; -alpha is what the output falls to.
 
     Returns:
@@ -190,7 +189,7 @@ def selu_forward(x: Array) -> tuple[Array, OutputResiduals]:
     λ = 1.051.
 
     Args:
-      x: any shape, any floating dtype.
+      x: any shape, any floating dtype from 16 bits.
 
     Returns:
       An array of x's shape and dtype.
@@ -227,7 +226,7 @@ def hard_sigmoid_forward(x: Array) -> tuple[Array, HardSigmoidResiduals]:
     The derivative at -3 and at 3 is 0, as jax.nn and PyTorch have it.
 
     Args:
-      x: any shape, any floating dtype.
+      x: any shape, any floating dtype from 16 bits.
 
     Returns:
       An array of x's shape and dtype.
@@ -267,7 +266,7 @@ def hard_swish_forward(x: Array) -> tuple[Array, HardSwishResiduals]:
     limit, where they give NaN.
 
     Args:
-      x: any shape, any floating dtype.
+      x: any shape, any floating dtype from 16 bits.
 
     Returns:
       An array of x's shape and dtype.
@@ -305,8 +304,7 @@ def _exponential_unit(x: Array, slope: float, alpha: float) -> Array:
 
 def _number(function: str, argument: str, value: float) -> float:
     """As a float of Python: a number of NumPy would widen the arrays that it meets."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(f"{function}: {argument} must be a number, got {value!r}")
+    require_number(function, **{argument: value})
     if not (value >= 0 and math.isfinite(value)):
         raise ValueError(f"{function}: {argument} must be at least 0 and finite, got {value!r}")
     return float(value)

@@ -37,7 +37,7 @@ def max_pool_forward(
     row 2 of an output of 2 rows.) "SAME" looks at it in a smaller window. NaN counts as the largest value.
 
     Args:
-      x: H×W, H×W×C or N×H×W×C, any floating dtype.
+      x: H×W, H×W×C or N×H×W×C, any floating dtype from 16 bits.
       window: rows and columns, a number or a pair. The backward pass is a program of rows·columns parts: a window of
         some hundred values takes seconds to compile.
       stride: steps of the window; the window itself when None.

@@ -223,7 +223,7 @@ def upsample_bilinear_forward(x: Array, *, factor: int | tuple[int, int] = 2) ->
     align_corners=False; a NaN here stays among its neighbours.
 
     Args:
-      x: H×W, H×W×C or N×H×W×C, any floating dtype.
+      x: H×W, H×W×C or N×H×W×C, any floating dtype from 16 bits.
       factor: for rows and columns, a number or a pair.
 
     Returns:

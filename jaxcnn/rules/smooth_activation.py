@@ -21,7 +21,7 @@ def tanh_forward(x: Array) -> tuple[Array, TanhResiduals]:
     """The hyperbolic tangent.
 
     Args:
-      x: any shape, any floating dtype.
+      x: any shape, any floating dtype from 16 bits.
 
     Returns:
       An array of x's shape and dtype.
@@ -59,7 +59,7 @@ def softplus_forward(x: Array) -> tuple[Array, InputResiduals]:
     Large inputs of either sign give x and 0, never infinity.
 
     Args:
-      x: any shape, any floating dtype.
+      x: any shape, any floating dtype from 16 bits.
 
     Returns:
       An array of x's shape and dtype.
@@ -90,7 +90,7 @@ def silu_forward(x: Array) -> tuple[Array, InputResiduals]:
     -inf gives NaN, which is -inf · 0, as in jax.nn.
 
     Args:
-      x: any shape, any floating dtype.
+      x: any shape, any floating dtype from 16 bits.
 
     Returns:
       An array of x's shape and dtype.
@@ -121,6 +121,7 @@ silu = Rule(silu_forward, silu_backward, "silu", batch_axes=(0,))
 
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 CUBIC = 0.044715  # of the approximation by tanh
+LARGE = 40  # beyond ±this either Φ is 0 or 1 in every precision
 
 
 def gelu_forward(x: Array, *, approximate: bool = True) -> tuple[Array, InputResiduals]:
@@ -129,7 +130,7 @@ def gelu_forward(x: Array, *, approximate: bool = True) -> tuple[Array, InputRes
     -inf gives NaN, which is -inf · 0, as in jax.nn.
 
     Args:
-      x: any shape, any floating dtype.
+      x: any shape, any floating dtype from 16 bits.
       approximate: whether Φ(x) is approximated by (1 + tanh u) / 2 with u = √(2/π) (x + 0.044715 x³). The default is
         jax.nn's; PyTorch's is the other. The derivative is that of the function chosen.
 
@@ -156,7 +157,7 @@ def gelu_forward(x: Array, *, approximate: bool = True) -> tuple[Array, InputRes
 # The approximate one is Φ = (1 + tanh u) / 2 = σ(2u), the logistic function, with u = √(2/π) (x + c x³); so
 # dΦ/du = 2 Φ (1 - Φ), and du/dx = √(2/π) (1 + 3 c x²).
 def gelu_backward(residuals: InputResiduals, dy: Array, *, approximate):
-    x = jnp.clip(wide(residuals.x), -40, 40)  # beyond, dΦ/dx is 0 in every precision, and x² may be infinite
+    x = jnp.clip(wide(residuals.x), -LARGE, LARGE)  # beyond, dΦ/dx is 0 in every precision, and x² may be infinite
     distribution = _normal_distribution(x, approximate)
     if approximate:
         density = 2 * distribution * (1 - distribution) * SQRT_2_OVER_PI * (1 + 3 * CUBIC * x**2)
@@ -165,7 +166,17 @@ def gelu_backward(residuals: InputResiduals, dy: Array, *, approximate):
     return ((dy * (distribution + x * density)).astype(dy.dtype),)
 
 
-gelu = Rule(gelu_forward, gelu_backward, "gelu", batch_axes=(0,))
+def gelu_reference(x: Array, *, approximate: bool = True) -> Array:
+    """The same values; of the plain product autodiff would multiply Φ's derivative, where it is 0, by infinity."""
+    z = wide(x)
+    beyond = jnp.abs(z) > LARGE
+    inside = jnp.where(beyond, 0, z)
+    outside = z * lax.stop_gradient(_normal_distribution(z, approximate))
+    y = jnp.where(beyond, outside, inside * _normal_distribution(inside, approximate))
+    return y.astype(x.dtype)
+
+
+gelu = Rule(gelu_forward, gelu_backward, "gelu", reference=gelu_reference, batch_axes=(0,))
 
 
 def _normal_distribution(x: Array, approximate: bool) -> Array:

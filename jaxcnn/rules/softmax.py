@@ -22,7 +22,7 @@ def softmax_forward(x: Array, *, axis: int | tuple[int, ...] = -1) -> tuple[Arra
     ±1e4 is no difficulty. -inf gives 0 beside a finite value; +inf, and -inf alone, give NaN, as in jax.nn.
 
     Args:
-      x: any shape of at least one axis, any floating dtype.
+      x: any shape of at least one axis, any floating dtype from 16 bits.
       axis: the axis along which the output sums to 1, or several of them together.
 
     Returns:
@@ -63,7 +63,7 @@ def log_softmax_forward(x: Array, *, axis: int | tuple[int, ...] = -1) -> tuple[
     alone, give NaN, as in jax.nn.
 
     Args:
-      x: any shape of at least one axis, any floating dtype.
+      x: any shape of at least one axis, any floating dtype from 16 bits.
       axis: the axis along which the output's exponential sums to 1, or several of them together.
 
     Returns:

@@ -32,7 +32,7 @@ def conv_transpose2d_forward(
     output's shape, the scalar products of conv2d(a) with b and of a with conv_transpose2d(b) are equal.
 
     Args:
-      image: H×W×n or N×H×W×n, any floating dtype.
+      image: H×W×n or N×H×W×n, any floating dtype from 16 bits.
       filters: n×h×w×C as conv2d has them that makes n channels of C; of the image's dtype.
       bias: one value for each output channel, (C,), or None.
       stride: steps of the filter in the output, a number or (rows, columns).

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.layers import Layer
+from jaxcnn.layers.layer import require_layers
 from jaxcnn.rule import Rule
 from jaxcnn.training.step import TrainState, gradient_by_hand
 
@@ -29,8 +30,8 @@ def per_sample_gradients(network: Layer, loss: Rule, state: TrainState, images: 
       A tree like `state.params`, every leaf with the samples' axis N in front: N times the memory of the parameters.
 
     Raises:
-      ValueError: images and labels of different numbers. TypeError: a state that is no TrainState, a loss that is no
-      Rule; and whatever the network and the loss refuse.
+      ValueError: images and labels of different numbers. TypeError: a network that is no Layer, a state
+      that is no TrainState, a loss that is no Rule; and whatever the network and the loss refuse.
 
     Source: Rochette, Manoel and Tramel, "Efficient per-example gradient computations in convolutional neural networks",
     2019.
@@ -43,6 +44,7 @@ def per_sample_gradients(network: Layer, loss: Rule, state: TrainState, images: 
     >>> gradients["dense_2"]["bias"].shape
     (4, 10)
     """
+    require_layers("per_sample_gradients", [network])
     if not isinstance(state, TrainState):
         raise TypeError(f"per_sample_gradients: state must be a TrainState, got {type(state).__name__}")
     if not isinstance(loss, Rule):
