@@ -119,6 +119,11 @@ def every_tie(x, dy):
     return ((x == x.max(-1, keepdims=True)) * dy[..., None],)
 
 
+def product(x):
+    y = jnp.prod(x)
+    return y, (x, y)
+
+
 def tanh_slope(x):
     return jax.vmap(jax.grad(jax.nn.gelu))(x.ravel()).reshape(x.shape)
 
@@ -150,6 +155,10 @@ WRONG = {
     ),
     "dy handed on": (
         elementwise(jnp.sin, lambda x: 1.0), [values(4, 5)], "unknown", "dx equals dy: the derivative of the pass",
+    ),
+    "0 / 0 of a product": (
+        Rule(product, lambda r, dy: (dy * r[1] / r[0],), "prod"), [1 + values(5, by=0.1)],
+        "nan", "dx has values that are NaN or infinite where x is zero",
     ),
     "a dictionary": (
         Rule(lambda x: (x**2, x), lambda x, dy: ({"x": 2 * x * dy},), "square"), [values(4, 5)],

@@ -143,6 +143,15 @@ def _at_special_points(e: Evidence) -> Iterator[Cause]:
         yield Cause("ties", f"{e.name} is wrong only where several values of {e.name[1:]} tie{said}")
 
 
+def _not_finite(e: Evidence) -> Iterator[Cause]:
+    for trial in e.trials:
+        value, bad = trial.values[e.index], ~np.isfinite(trial.hand[e.index])
+        if bad.any():
+            where = "is zero" if not value[bad].any() else "is zero or several of its values tie"
+            yield Cause("nan", f"{e.name} has values that are NaN or infinite where {e.name[1:]} {where}")
+            return
+
+
 def _right_at(e: Evidence, trial: Trial, move: Callable) -> bool:
     moved = e.run("moved", move(list(trial.values)), trial.dy)
     return misfit([np.asarray(moved.hand[e.index])], [moved.right[e.index]]) < 1e-10
@@ -312,7 +321,7 @@ def _only_elsewhere(e: Evidence) -> list[Cause]:
     failing = {t.kind for t in e.trials if misfit([np.asarray(t.hand[e.index])], [t.right[e.index]]) > 1e-11}
     if failing == {"ties"}:
         e = e._replace(trials=e.of("ties"))
-        return list(_at_special_points(e)) or [unknown(e.pairs("ties"))]
+        return list(_not_finite(e)) or list(_at_special_points(e)) or [unknown(e.pairs("ties"))]
     kinds = ", ".join(sorted(failing & {"zero", "small", "large", "spread"}))
     if kinds:
         return [Cause("not-linear", f"{e.name} is right for ordinary dy and wrong for dy of kind {kinds}")]
