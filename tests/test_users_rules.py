@@ -160,6 +160,10 @@ WRONG = {
         Rule(product, lambda r, dy: (dy * r[1] / r[0],), "prod"), [1 + values(5, by=0.1)],
         "nan", "dx has values that are NaN or infinite where x is zero",
     ),
+    "values rounded to float32": (
+        Rule(lambda x: (x**2, x), lambda x, dy: ((2 * x.astype(jnp.float32) * dy).astype(x.dtype),), "square"),
+        [values(5)], "precision", "not at values of more digits than float32 keeps",
+    ),
     "a dictionary": (
         Rule(lambda x: (x**2, x), lambda x, dy: ({"x": 2 * x * dy},), "square"), [values(4, 5)],
         "structure", "backward's cotangent of x must be an array, got dict",

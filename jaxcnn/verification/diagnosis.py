@@ -317,11 +317,14 @@ def _turns(array: np.ndarray) -> Iterator[tuple[str, str, Callable]]:
 
 
 def _only_elsewhere(e: Evidence) -> list[Cause]:
-    """Right for ordinary cotangents at the given values; wrong at ties, or for a cotangent of another size."""
+    """Right for ordinary cotangents at the given values; wrong at ties, at more digits, or for another size of dy."""
     failing = {t.kind for t in e.trials if misfit([np.asarray(t.hand[e.index])], [t.right[e.index]]) > 1e-11}
     if failing == {"ties"}:
         e = e._replace(trials=e.of("ties"))
         return list(_not_finite(e)) or list(_at_special_points(e)) or [unknown(e.pairs("ties"))]
+    if failing == {"finer"} and misfit((p := e.pairs("finer")).hand, p.right) < 1e-6:
+        said = f"{e.name} is right at the given values and not at values of more digits than float32 keeps"
+        return [Cause("precision", f"{said}: they are rounded on the way")]
     kinds = ", ".join(sorted(failing & {"zero", "small", "large", "spread"}))
     if kinds:
         return [Cause("not-linear", f"{e.name} is right for ordinary dy and wrong for dy of kind {kinds}")]
