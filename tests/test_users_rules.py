@@ -128,6 +128,11 @@ def tanh_slope(x):
     return jax.vmap(jax.grad(jax.nn.gelu))(x.ravel()).reshape(x.shape)
 
 
+def box(image, mode="constant"):
+    return jax.scipy.signal.convolve(jnp.pad(image, 1, mode), jnp.ones((3,) * image.ndim, image.dtype), "valid")
+
+
+BOX = Rule(lambda x: (box(x), ()), lambda r, dy: (box(dy, "edge"),), "box")
 WRONG = {
     "every tied maximum, two rows": (
         Rule(lambda x: (x.max(-1), x), every_tie, "max"), [values(2, 4)], "ties", "several values of x tie",
@@ -164,6 +169,8 @@ WRONG = {
         Rule(lambda x: (x**2, x), lambda x, dy: ((2 * x.astype(jnp.float32) * dy).astype(x.dtype),), "square"),
         [values(5)], "precision", "not at values of more digits than float32 keeps",
     ),
+    "another edge, of a signal": (BOX, [values(12)], "border", "wrong everywhere within 1 of its edge"),
+    "another edge, of an image": (BOX, [values(7, 8)], "border", "wrong everywhere within 1 of its edge"),
     "a dictionary": (
         Rule(lambda x: (x**2, x), lambda x, dy: ({"x": 2 * x * dy},), "square"), [values(4, 5)],
         "structure", "backward's cotangent of x must be an array, got dict",
