@@ -171,6 +171,10 @@ WRONG = {
     ),
     "another edge, of a signal": (BOX, [values(12)], "border", "wrong everywhere within 1 of its edge"),
     "another edge, of an image": (BOX, [values(7, 8)], "border", "wrong everywhere within 1 of its edge"),
+    "another order of a signal": (
+        Rule(lambda x: (x[::-1] ** 2, x), lambda x, dy: (2 * x * dy,), "turned"), [values(5)],
+        "flipped", "for dy with axis 0 of dy in reverse order",
+    ),
     "a dictionary": (
         Rule(lambda x: (x**2, x), lambda x, dy: ({"x": 2 * x * dy},), "square"), [values(4, 5)],
         "structure", "backward's cotangent of x must be an array, got dict",

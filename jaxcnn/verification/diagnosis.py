@@ -202,11 +202,12 @@ def _cut_cotangent(e: Evidence) -> Iterator[Cause]:
     if elsewhere := next(_away_from_the_edge(e, dy, spatial), None):
         yield elsewhere
         return
+    samples = any(axis is not None for axis in e.subject.batch_axes)
     for axis, n in enumerate(dy.shape):
         if n < 2:
             continue
         what, numbers = f"axis {axis} of dy", np.arange(1, n + 1)
-        turned = "partial" if axis == 0 or (dy.ndim > 2 and axis not in spatial) else "flipped"
+        turned = "partial" if (axis == 0 and samples) or (dy.ndim > 2 and axis not in spatial) else "flipped"
         for word, said, order in (
             *(("partial", f"without index {i} of {what}", numbers * (numbers != i + 1)) for i in range(n)),
             *(("partial", f"for index {i} of {what} alone", numbers * (numbers == i + 1)) for i in range(n)),
