@@ -217,6 +217,20 @@ def test_static_arguments_may_be_called_as_verifys_own():
         assert "dx equals the right gradient times 0.333" in verify(wrong, values(3), **{name: 3}).findings[0].message
 
 
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [
+        (1 + 3e-9, "times 1 + 3.0e-09"),
+        (1 - 2e-8, "times 1 - 2.0e-08"),
+        (6, "times 6, and 6 is"),
+        (1 / 6, "that is 1/6"),
+    ],
+)
+def test_a_factor_is_said_to_the_digits_that_differ(factor, said):
+    rule = RIGHT["tanh near 1"][0].replace(backward=lambda y, dy: (factor * dy * (1 - y * y),))
+    assert said in verify(rule, values(6)).findings[0].message
+
+
 def raising(error):
     def forward(x):
         raise error

@@ -68,15 +68,18 @@ def scaled(p: Pairs) -> Iterator[Cause]:
     if abs(factor + 1) < max(1e-9, p.exact):
         yield Cause("negated", f"{p.name} equals the right gradient with its sign changed")
     else:
-        yield Cause("scaled", f"{p.name} equals the right gradient times {factor:.6g}{_origin(p, factor)}")
+        shown = f"{factor:.6g}"
+        if shown == "1":
+            shown = f"1 {'-' if factor < 1 else '+'} {abs(factor - 1):.1e}"
+        yield Cause("scaled", f"{p.name} equals the right gradient times {shown}{_origin(p, factor)}")
 
 
 def _origin(p: Pairs, factor: float) -> str:
     """A guess at where a factor comes from: a size, or a product of several, of the arrays or of dy."""
     for n, what in p.sizes.items():
-        for candidate, said in ((n, f"{n}"), (1 / n if n else 0, f"1/{n}")):
+        for candidate, said in ((n, ""), (1 / n if n else 0, f", that is 1/{n}")):
             if n > 1 and abs(abs(factor) - candidate) < max(1e-9, p.exact) * abs(factor):
-                return f", that is {said}, and {n} is {what}: a mean where a sum belongs, or the reverse"
+                return f"{said}, and {n} is {what}: a mean where a sum belongs, or the reverse"
     return ""
 
 
