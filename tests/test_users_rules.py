@@ -175,6 +175,18 @@ WRONG = {
         Rule(lambda x: (x[::-1] ** 2, x), lambda x, dy: (2 * x * dy,), "turned"), [values(5)],
         "flipped", "for dy with axis 0 of dy in reverse order",
     ),
+    "a sum over the other axis": (
+        Rule(lambda x, b: (x * x + b, x), lambda x, dy: (2 * x * dy, dy.sum(1)), "add"), [values(5, 5), values(5)],
+        "transposed", "db equals the right gradient for dy with its axes 0, 1 exchanged",
+    ),
+    "a repetition taken for tiles": (
+        Rule(lambda x: (jnp.repeat(x, 3), ()), lambda r, dy: (dy.reshape(3, -1).sum(0),), "repeat"), [values(4)],
+        "transposed", "for dy with axis 0 laid out as 3×4, where 4×3 belongs",
+    ),
+    "a running sum from the wrong end": (
+        Rule(lambda x: (jnp.cumsum(x), ()), lambda r, dy: (jnp.cumsum(dy),), "cumsum"), [values(6)],
+        "flipped", "dx runs along axis 0 the wrong way",
+    ),
     "a dictionary": (
         Rule(lambda x: (x**2, x), lambda x, dy: ({"x": 2 * x * dy},), "square"), [values(4, 5)],
         "structure", "backward's cotangent of x must be an array, got dict",

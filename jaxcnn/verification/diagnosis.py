@@ -93,7 +93,7 @@ def diagnose(evidence: Evidence) -> list[Cause]:
     for causes in (
         zero(p), rounded(p), _not_linear(e), scaled(p), _at_special_points(e), swapped(p), transposed(p), flipped(p),
         shifted(p), reordered(p), _cotangent_itself(e), _cut_cotangent(e), _mixed_samples(e), _turned_argument(e),
-        where(p), _nearly(e),
+        _rearranged_cotangent(e), where(p), _nearly(e),
     ):  # fmt: skip
         if found := list(causes):  # later ones are weaker
             return list({cause.word: cause for cause in reversed(found)}.values())[::-1]
@@ -297,6 +297,36 @@ def _turned_argument(e: Evidence) -> Iterator[Cause]:
                 why = ": the filter was not rotated" if word == "rotated" else ""
                 yield Cause(word, f"{e.name} equals the right gradient for {name} {said}, to {error:.0e}{why}")
                 return
+
+
+def _rearranged_cotangent(e: Evidence) -> Iterator[Cause]:
+    """The right gradient for a dy whose axes, or one axis's places, are taken for others."""
+    fit, dy = e.pairs().fit, e.of("random")[0].dy
+    for said, change in _rearrangements(dy.shape):
+        if fit(e.at(dy=change)) is not None:
+            yield Cause("transposed", f"{e.name} equals the right gradient for dy {said}")
+            return
+    for axis in range(dy.ndim) if dy.ndim == e.subject.arrays[e.index].ndim else ():
+        turned = e.at(dy=lambda dy, axis=axis: np.flip(dy, axis))
+        if fit([np.flip(right, axis) for right in turned]) is not None:
+            said = f"{e.name} runs along axis {axis} the wrong way: with dy in reverse order it is the right gradient"
+            yield Cause("flipped", f"{said}, in reverse order")
+            return
+
+
+def _rearrangements(shape: tuple[int, ...]) -> Iterator[tuple[str, Callable]]:
+    for axes in itertools.permutations(range(len(shape))) if len(shape) <= 4 else ():
+        moved = [i for i, axis in enumerate(axes) if i != axis]
+        if moved and tuple(shape[axis] for axis in axes) == shape:
+            yield f"with its axes {', '.join(map(str, moved))} exchanged", lambda dy, axes=axes: dy.transpose(axes)
+    for axis, n in enumerate(shape):
+        for k in (k for k in range(2, n) if n % k == 0):
+
+            def exchanged(dy, axis=axis, split=(k, n // k)):
+                apart = dy.reshape(*shape[:axis], *split, *shape[axis + 1 :])
+                return apart.swapaxes(axis, axis + 1).reshape(shape)
+
+            yield f"with axis {axis} laid out as {k}×{n // k}, where {n // k}×{k} belongs", exchanged
 
 
 def _turns(array: np.ndarray) -> Iterator[tuple[str, str, Callable]]:
