@@ -191,7 +191,7 @@ FAULTS = [
         "bias gradient summed over the wrong axes",
         after(conv2d, lambda r, dy, x, w, b: (x, w, dy.sum((0, 1, 3)))),
         SAME,
-        "unknown",
+        "transposed",
         note="as many columns as channels: the shape is right, the sums are others",
     ),
     # Factors.

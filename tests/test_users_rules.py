@@ -139,10 +139,20 @@ def every_tie(x, dy):
     return ((x == x.max(-1, keepdims=True)) * dy[..., None],)
 
 
+def product(x):
+    y = jnp.prod(x)
+    return y, (x, y)
+
+
 def tanh_slope(x):
     return jax.vmap(jax.grad(jax.nn.gelu))(x.ravel()).reshape(x.shape)
 
 
+def box(image, mode="constant"):
+    return jax.scipy.signal.convolve(jnp.pad(image, 1, mode), jnp.ones((3,) * image.ndim, image.dtype), "valid")
+
+
+BOX = Rule(lambda x: (box(x), ()), lambda r, dy: (box(dy, "edge"),), "box")
 WRONG = {
     "every tied maximum, two rows": (
         Rule(lambda x: (x.max(-1), x), every_tie, "max"), [values(2, 4)], "ties", "several values of x tie",
@@ -191,6 +201,32 @@ WRONG = {
     "dy handed on": (
         elementwise(jnp.sin, lambda x: 1.0), [values(4, 5)], "unknown", "dx equals dy: the derivative of the pass",
     ),
+    "0 / 0 of a product": (
+        Rule(product, lambda r, dy: (dy * r[1] / r[0],), "prod"), [1 + values(5, by=0.1)],
+        "nan", "dx has values that are NaN or infinite where x is zero",
+    ),
+    "values rounded to float32": (
+        Rule(lambda x: (x**2, x), lambda x, dy: ((2 * x.astype(jnp.float32) * dy).astype(x.dtype),), "square"),
+        [values(5)], "precision", "not at values of more digits than float32 keeps",
+    ),
+    "another edge, of a signal": (BOX, [values(12)], "border", "wrong everywhere within 1 of its edge"),
+    "another edge, of an image": (BOX, [values(7, 8)], "border", "wrong everywhere within 1 of its edge"),
+    "another order of a signal": (
+        Rule(lambda x: (x[::-1] ** 2, x), lambda x, dy: (2 * x * dy,), "turned"), [values(5)],
+        "flipped", "for dy with axis 0 of dy in reverse order",
+    ),
+    "a sum over the other axis": (
+        Rule(lambda x, b: (x * x + b, x), lambda x, dy: (2 * x * dy, dy.sum(1)), "add"), [values(5, 5), values(5)],
+        "transposed", "db equals the right gradient for dy with its axes 0, 1 exchanged",
+    ),
+    "a repetition taken for tiles": (
+        Rule(lambda x: (jnp.repeat(x, 3), ()), lambda r, dy: (dy.reshape(3, -1).sum(0),), "repeat"), [values(4)],
+        "transposed", "for dy with axis 0 laid out as 3×4, where 4×3 belongs",
+    ),
+    "a running sum from the wrong end": (
+        Rule(lambda x: (jnp.cumsum(x), ()), lambda r, dy: (jnp.cumsum(dy),), "cumsum"), [values(6)],
+        "flipped", "dx runs along axis 0 the wrong way",
+    ),
     "a dictionary": (
         Rule(lambda x: (x**2, x), lambda x, dy: ({"x": 2 * x * dy},), "square"), [values(4, 5)],
         "structure", "backward's cotangent of x must be an array, got dict",
@@ -231,6 +267,20 @@ def test_static_arguments_may_be_called_as_verifys_own():
         assert verify(right, values(3), **{name: 3}).ok
         wrong = right.replace(backward=lambda residuals, dy, **static: (dy,))
         assert "dx equals the right gradient times 0.333" in verify(wrong, values(3), **{name: 3}).findings[0].message
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [
+        (1 + 3e-9, "times 1 + 3.0e-09"),
+        (1 - 2e-8, "times 1 - 2.0e-08"),
+        (6, "times 6, and 6 is"),
+        (1 / 6, "that is 1/6"),
+    ],
+)
+def test_a_factor_is_said_to_the_digits_that_differ(factor, said):
+    rule = RIGHT["tanh near 1"][0].replace(backward=lambda y, dy: (factor * dy * (1 - y * y),))
+    assert said in verify(rule, values(6)).findings[0].message
 
 
 def raising(error):

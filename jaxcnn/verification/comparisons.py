@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,15 +68,18 @@ def scaled(p: Pairs) -> Iterator[Cause]:
     if abs(factor + 1) < max(1e-9, p.exact):
         yield Cause("negated", f"{p.name} equals the right gradient with its sign changed")
     else:
-        yield Cause("scaled", f"{p.name} equals the right gradient times {factor:.6g}{_origin(p, factor)}")
+        shown = f"{factor:.6g}"
+        if shown == "1":
+            shown = f"1 {'-' if factor < 1 else '+'} {abs(factor - 1):.1e}"
+        yield Cause("scaled", f"{p.name} equals the right gradient times {shown}{_origin(p, factor)}")
 
 
 def _origin(p: Pairs, factor: float) -> str:
     """A guess at where a factor comes from: a size, or a product of several, of the arrays or of dy."""
     for n, what in p.sizes.items():
-        for candidate, said in ((n, f"{n}"), (1 / n if n else 0, f"1/{n}")):
+        for candidate, said in ((n, ""), (1 / n if n else 0, f", that is 1/{n}")):
             if n > 1 and abs(abs(factor) - candidate) < max(1e-9, p.exact) * abs(factor):
-                return f", that is {said}, and {n} is {what}: a mean where a sum belongs, or the reverse"
+                return f"{said}, and {n} is {what}: a mean where a sum belongs, or the reverse"
     return ""
 
 
@@ -169,18 +172,19 @@ def where(p: Pairs) -> Iterator[Cause]:
     if wrong.all() or wrong.ndim == 0:
         return
     spatial = spatial_axes(wrong.ndim) if wrong.ndim > 2 else ()
+    for margin in range(1, min(wrong.shape) // 4 + 1) if not spatial else ():  # any axis may be one of places
+        if np.array_equal(wrong, _edge(wrong.shape, range(wrong.ndim), margin)):
+            yield Cause("border", f"{p.name} is wrong everywhere within {margin} of its edge and right elsewhere")
+            return
     for axis in (a for a in range(wrong.ndim) if a not in spatial):
         slices = np.asarray(wrong.any(tuple(a for a in range(wrong.ndim) if a != axis)))
         if 0 < slices.sum() < slices.size and wrong.sum() > 1:
             indices = np.flatnonzero(slices)
             yield Cause("partial", f"{p.name} is wrong at {_listed(indices)} of its axis {axis} and right elsewhere")
             return
-    sizes = [wrong.shape[a] for a in spatial]
-    for margin in range(1, (min(sizes, default=0) + 1) // 2):
-        inside = [slice(None)] * wrong.ndim
-        for axis in spatial:
-            inside[axis] = slice(margin, wrong.shape[axis] - margin)
-        if wrong[tuple(inside)].size and not wrong[tuple(inside)].any():
+    for margin in range(1, (min((wrong.shape[a] for a in spatial), default=0) + 1) // 2):
+        inside = ~_edge(wrong.shape, spatial, margin)
+        if inside.any() and not wrong[inside].any():
             yield Cause("border", f"{p.name} is wrong only within {margin} of the edge of axes {spatial}")
             return
     for axis in spatial:
@@ -191,6 +195,13 @@ def where(p: Pairs) -> Iterator[Cause]:
                 "border", f"{p.name} is wrong only at {_listed(np.flatnonzero(slices))} of axis {axis}, its edge"
             )
             return
+
+
+def _edge(shape: Sequence[int], axes: Collection[int], margin: int) -> np.ndarray:
+    """A mask of what is that close to an end of one of the axes."""
+    edge = np.ones(shape, bool)
+    edge[tuple(slice(margin, n - margin) if a in axes else slice(None) for a, n in enumerate(shape))] = False
+    return edge
 
 
 def rounded(p: Pairs) -> Iterator[Cause]:

@@ -93,7 +93,7 @@ def diagnose(evidence: Evidence) -> list[Cause]:
     for causes in (
         zero(p), rounded(p), _not_linear(e), scaled(p), _at_special_points(e), swapped(p), transposed(p), flipped(p),
         shifted(p), reordered(p), _cotangent_itself(e), _cut_cotangent(e), _mixed_samples(e), _turned_argument(e),
-        where(p), _nearly(e),
+        _rearranged_cotangent(e), where(p), _nearly(e),
     ):  # fmt: skip
         if found := list(causes):  # later ones are weaker
             return list({cause.word: cause for cause in reversed(found)}.values())[::-1]
@@ -141,6 +141,15 @@ def _at_special_points(e: Evidence) -> Iterator[Cause]:
         yield Cause("kink", f"{e.name} is wrong only where {e.name[1:]} is exactly at a kink of the forward pass{said}")
     else:
         yield Cause("ties", f"{e.name} is wrong only where several values of {e.name[1:]} tie{said}")
+
+
+def _not_finite(e: Evidence) -> Iterator[Cause]:
+    for trial in e.trials:
+        value, bad = trial.values[e.index], ~np.isfinite(trial.hand[e.index])
+        if bad.any():
+            where = "is zero" if not value[bad].any() else "is zero or several of its values tie"
+            yield Cause("nan", f"{e.name} has values that are NaN or infinite where {e.name[1:]} {where}")
+            return
 
 
 def _right_at(e: Evidence, trial: Trial, move: Callable) -> bool:
@@ -193,11 +202,12 @@ def _cut_cotangent(e: Evidence) -> Iterator[Cause]:
     if elsewhere := next(_away_from_the_edge(e, dy, spatial), None):
         yield elsewhere
         return
+    samples = any(axis is not None for axis in e.subject.batch_axes)
     for axis, n in enumerate(dy.shape):
         if n < 2:
             continue
         what, numbers = f"axis {axis} of dy", np.arange(1, n + 1)
-        turned = "partial" if axis == 0 or (dy.ndim > 2 and axis not in spatial) else "flipped"
+        turned = "partial" if (axis == 0 and samples) or (dy.ndim > 2 and axis not in spatial) else "flipped"
         for word, said, order in (
             *(("partial", f"without index {i} of {what}", numbers * (numbers != i + 1)) for i in range(n)),
             *(("partial", f"for index {i} of {what} alone", numbers * (numbers == i + 1)) for i in range(n)),
@@ -289,6 +299,36 @@ def _turned_argument(e: Evidence) -> Iterator[Cause]:
                 return
 
 
+def _rearranged_cotangent(e: Evidence) -> Iterator[Cause]:
+    """The right gradient for a dy whose axes, or one axis's places, are taken for others."""
+    fit, dy = e.pairs().fit, e.of("random")[0].dy
+    for said, change in _rearrangements(dy.shape):
+        if fit(e.at(dy=change)) is not None:
+            yield Cause("transposed", f"{e.name} equals the right gradient for dy {said}")
+            return
+    for axis in range(dy.ndim) if dy.ndim == e.subject.arrays[e.index].ndim else ():
+        turned = e.at(dy=lambda dy, axis=axis: np.flip(dy, axis))
+        if fit([np.flip(right, axis) for right in turned]) is not None:
+            said = f"{e.name} runs along axis {axis} the wrong way: with dy in reverse order it is the right gradient"
+            yield Cause("flipped", f"{said}, in reverse order")
+            return
+
+
+def _rearrangements(shape: tuple[int, ...]) -> Iterator[tuple[str, Callable]]:
+    for axes in itertools.permutations(range(len(shape))) if len(shape) <= 4 else ():
+        moved = [i for i, axis in enumerate(axes) if i != axis]
+        if moved and tuple(shape[axis] for axis in axes) == shape:
+            yield f"with its axes {', '.join(map(str, moved))} exchanged", lambda dy, axes=axes: dy.transpose(axes)
+    for axis, n in enumerate(shape):
+        for k in (k for k in range(2, n) if n % k == 0):
+
+            def exchanged(dy, axis=axis, split=(k, n // k)):
+                apart = dy.reshape(*shape[:axis], *split, *shape[axis + 1 :])
+                return apart.swapaxes(axis, axis + 1).reshape(shape)
+
+            yield f"with axis {axis} laid out as {k}×{n // k}, where {n // k}×{k} belongs", exchanged
+
+
 def _turns(array: np.ndarray) -> Iterator[tuple[str, str, Callable]]:
     spatial = spatial_axes(array.ndim)
     for axes in turned_axes(array.ndim):
@@ -308,11 +348,14 @@ def _turns(array: np.ndarray) -> Iterator[tuple[str, str, Callable]]:
 
 
 def _only_elsewhere(e: Evidence) -> list[Cause]:
-    """Right for ordinary cotangents at the given values; wrong at ties, or for a cotangent of another size."""
+    """Right for ordinary cotangents at the given values; wrong at ties, at more digits, or for another size of dy."""
     failing = {t.kind for t in e.trials if misfit([np.asarray(t.hand[e.index])], [t.right[e.index]]) > 1e-11}
     if failing == {"ties"}:
         e = e._replace(trials=e.of("ties"))
-        return list(_at_special_points(e)) or [unknown(e.pairs("ties"))]
+        return list(_not_finite(e)) or list(_at_special_points(e)) or [unknown(e.pairs("ties"))]
+    if failing == {"finer"} and misfit((p := e.pairs("finer")).hand, p.right) < 1e-6:
+        said = f"{e.name} is right at the given values and not at values of more digits than float32 keeps"
+        return [Cause("precision", f"{said}: they are rounded on the way")]
     kinds = ", ".join(sorted(failing & {"zero", "small", "large", "spread"}))
     if kinds:
         return [Cause("not-linear", f"{e.name} is right for ordinary dy and wrong for dy of kind {kinds}")]

@@ -18,6 +18,7 @@ EPSILON = 2.0**-52
 FLOAT64_TOLERANCE = 1e-12
 SMALL = 1e-6
 LARGE = -1e6  # a cotangent times this: a rule that is not linear in dy, or that looks at its sign, shows here
+FINER = 1 + 2.0**-30  # values times this have more digits than float32 keeps; those that tie still do
 ONE_HOT = 24  # cotangents that look at one element of the output each: they see what a sum over all would drown
 # Whoever calls with default_rng(0).normal() shall not meet dy = x: the verifier draws from streams of its own.
 STREAM = 0x6A6178
@@ -28,7 +29,7 @@ Runner = Callable[[str, Sequence[Any], Any], "Trial"]  # (kind, values, dy)
 class Trial(NamedTuple):
     """One comparison. All in NumPy; a cotangent by hand is None where the backward pass gave None."""
 
-    kind: str  # "random", "spread", "zero", "small", "large", "one element", "ties"
+    kind: str  # "random", "spread", "zero", "small", "large", "finer", "one element", "ties"
     values: tuple[np.ndarray, ...]
     dy: np.ndarray
     hand: tuple[np.ndarray | None, ...]
@@ -62,9 +63,9 @@ def runner(subject: Subject) -> Runner:
 
 
 def float64_trials(subject: Subject, run: Runner, seed: int, cotangents: int) -> list[Trial]:
-    """The given values with cotangents of several kinds, and values with ties and zeros.
+    """The given values with cotangents of several kinds, and values with more digits, with ties and zeros.
 
-    Of rules one after the other not the latter: there rounding decides on which side of the later kinks they are.
+    Of rules one after the other not the latter three: there rounding decides on which side of the later kinks they are.
     """
     generator = stream(seed)
     values = [np.asarray(a, np.float64) for a in subject.arrays]
@@ -78,6 +79,8 @@ def float64_trials(subject: Subject, run: Runner, seed: int, cotangents: int) ->
         dy = np.zeros(size)
         dy[place] = 1
         trials.append(run("one element", values, dy.reshape(shape)))
+    if not subject.chained:
+        trials.append(run("finer", [v * FINER for v in values], random[0]))
     for make in () if subject.chained else (rounded, constant, with_zeros):
         special = [make(v, generator) for v in values]
         tied = [run("ties", special, dy) for dy in random[:2]]
