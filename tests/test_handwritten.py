@@ -78,6 +78,19 @@ def test_arrays_that_do_not_move_cost_no_derivative():
     assert "convolution(" not in lowered.compile().as_text()  # of the image gradient
 
 
+def test_a_gradient_without_jit_runs_the_forward_pass_once():
+    calls = []
+
+    def forward(x):
+        calls.append(x)
+        return x**2, x
+
+    rule = Rule(forward, lambda x, dy: (2 * x * dy,), "square")
+    assert jax.value_and_grad(rule)(3.0) == (9.0, 6.0)
+    assert len(calls) == 1
+    assert jax.grad(jax.grad(rule))(3.0) == 2.0
+
+
 def test_a_layer_has_both_modes():
     layer = jaxcnn.sequential(jaxcnn.Conv2D(2, 3), jaxcnn.ReLU(), jaxcnn.Flatten(), jaxcnn.Dense(3))
     params, state, _ = layer.init(jax.random.key(0), (4, 4, 1))

@@ -36,7 +36,8 @@ def verify(
 
     - "float64": equal to `jax.vjp` of the rule's reference (its plain forward where it has none), for random
       cotangents, one with a few huge and tiny entries, zero, a large one, and ones that look at a single element of the
-      output; at the given values, and at these rounded so that they tie and contain zeros;
+      output; at the given values, at these rounded so that they tie and contain zeros, and at values with more digits
+      than float32 keeps;
     - "differences": equal to finite differences of the forward pass, where these can be trusted; at a kink the gradient
       must lie between the one-sided differences;
     - "adjoint": ⟨J v, u⟩ = ⟨v, Jᵀ u⟩, with J v by `jax.jvp`;
