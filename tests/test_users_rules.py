@@ -324,8 +324,8 @@ IDENTITY = Rule(lambda x: (x, ()), lambda r, dy: (dy,), "mine")
          "verify: mine: its forward pass raises TracerBoolConversionError: "),
         (lambda: verify(elementwise(np.sin, jnp.cos), values(3)), TypeError,
          "verify: mine: its forward pass raises TracerArrayConversionError: "),
-        (lambda: verify(Rule(lambda x: ((x, x), x), lambda r, dy: (dy,), "mine"), values(3)), TypeError,
-         "verify: mine must have one array as output, got tuple"),
+        (lambda: verify(Rule(lambda x: ((x, x > 0), x), lambda r, dy: (dy[0],), "mine"), values(3)), TypeError,
+         "verify: mine must have a floating array, or a tree of these, as output, got tuple"),
         (lambda: verify(elementwise(from_elsewhere, jnp.cos), values(3)), ValueError,
          "verify: mine: autodiff cannot differentiate its forward pass .*; give the rule a reference that it can"),
         (lambda: verify(IDENTITY.replace(batch_axes=(2,)), values(3, 3)), ValueError,
@@ -372,6 +372,32 @@ def test_a_forward_pass_that_vmap_refuses_is_no_fault_of_the_backward_pass():
     report = verify(rule, values(3), options=jaxcnn.Options(second_order=False))
     assert report.ok
     assert "vmap left out: the forward pass refuses it: vmap is only supported for" in str(report)
+
+
+def both_ways(x):
+    return {"sine": jnp.sin(x), "mean": jnp.cos(x).mean()}, x
+
+
+def both_ways_backward(x, dy):
+    return (dy["sine"] * jnp.cos(x) - dy["mean"] * jnp.sin(x) / x.size,)
+
+
+def test_an_output_may_be_a_tree():
+    right = Rule(both_ways, both_ways_backward, "both")
+    assert verify(right, values(3, 4)).ok
+    assert verify(right.replace(reference=lambda x: both_ways(x)[0]), values(3, 4)).ok
+    forgotten = right.replace(backward=lambda x, dy: (dy["sine"] * jnp.cos(x),))
+    assert not verify(forgotten, values(3, 4)).ok
+
+
+def test_samples_are_taken_of_an_output_that_is_a_tree():
+    def backward(x, dy):
+        return (dy[0] * jnp.arange(1.0, 5)[: len(x), None] + dy[1],)
+
+    rule = Rule(lambda x: ((x, x), x), backward, "mine", batch_axes=(0,))
+    right = rule.replace(backward=lambda x, dy: (dy[0] + dy[1],))
+    assert verify(right, values(4, 3)).ok
+    assert {"other batch", "float64"} <= {r.check for r in verify(rule, values(4, 3)).rows if not r.ok}
 
 
 def test_precision_is_told_in_units_in_the_last_place():

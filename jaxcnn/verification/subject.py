@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -70,7 +71,8 @@ def _of_rule(rule: Rule, args: tuple, static: dict) -> Subject:
     given, static = rule.bind(*args, **static)
     given = tuple(None if a is None else a if _is_key(a) else np.asarray(a) for a in given)
     floats = [i for i, a in enumerate(given) if a is not None and jnp.issubdtype(a.dtype, jnp.inexact)]
-    names = rule.argument_names(len(given))
+    names, original = rule.argument_names(len(given)), rule
+    rule = _with_one_output(rule, given, static)
     axes = (rule.batch_axes or ())[: len(given)]
     axes += (None,) * (len(given) - len(axes))
     for name, array, axis in zip(names, given, axes, strict=True):
@@ -101,7 +103,7 @@ def _of_rule(rule: Rule, args: tuple, static: dict) -> Subject:
         def of(array, axis):
             return array if array is None or axis is None else np.take(np.asarray(array), samples, axis)
 
-        return _of_rule(rule, tuple(map(of, given, axes)), static)
+        return _of_rule(original, tuple(map(of, given, axes)), static)
 
     batched = [a for a, axis in zip(given, axes, strict=True) if a is not None and axis is not None]
 
@@ -122,6 +124,38 @@ def _of_rule(rule: Rule, args: tuple, static: dict) -> Subject:
         take if batched and all(a.ndim for a in batched) else None,
         rule.reference is not None,
     )
+
+
+def _with_one_output(rule: Rule, given: tuple, static: dict) -> Rule:
+    """Of a rule whose output is a tree of floating arrays: the same with all of these in one vector."""
+    try:
+        output = jax.eval_shape(lambda *arrays: rule.forward(*arrays, **static)[0], *given)
+    except Exception:  # said where the forward pass is first run
+        return rule
+    leaves, structure = jax.tree.flatten(output)
+    if hasattr(output, "shape") or not leaves or not all(jnp.issubdtype(y.dtype, jnp.floating) for y in leaves):
+        return rule
+    ends = np.cumsum([y.size for y in leaves])[:-1]
+
+    def join(tree):
+        return jnp.concatenate([jnp.ravel(y) for y in jax.tree.leaves(tree)])
+
+    def split(dy):
+        parts = zip(jnp.split(dy, ends), leaves, strict=True)
+        return jax.tree.unflatten(structure, [part.reshape(y.shape) for part, y in parts])
+
+    @functools.wraps(rule.forward)
+    def forward(*arrays, **values):
+        tree, residuals = rule.forward(*arrays, **values)
+        return join(tree), residuals
+
+    def backward(residuals, dy, **values):
+        return rule.backward(residuals, split(dy), **values)
+
+    changed = rule.replace(forward=forward, backward=backward)
+    if (plain := rule.reference) is None:
+        return changed
+    return changed.replace(reference=functools.wraps(plain)(lambda *a, **v: join(plain(*a, **v))))
 
 
 def _key(key: Any) -> Any:

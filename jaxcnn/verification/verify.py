@@ -50,7 +50,8 @@ def verify(
 
     Args:
       rule_or_layer: a `Rule`, or a `Layer`, whose parameters are then initialised here.
-      arrays: the rule's arrays, or the layer's input x. Integer and key arrays have no gradient.
+      arrays: the rule's arrays, or the layer's input x. Integer and key arrays have no gradient. Of an output that is a
+        tree of arrays dy is the vector of all their elements.
       options: see `Options`.
       key: of a layer's initial parameters and of its randomness. train: the layer's mode, True when not given.
       static: the rule's static arguments, those called `key`, `train` or `options` (no `Options`) too.
@@ -142,7 +143,9 @@ def _refuse_bad_call(subject: Subject) -> list[str]:
             raise kind(str(error) if subject.name in said.split(": ")[:2] else f"{called}: {said}") from None
         raise kind(f"{called}: its forward pass raises {type(error).__name__}: {said}") from error
     if value is None:
-        raise TypeError(f"{called} must have one array as output, got {type(output).__name__}")
+        raise TypeError(
+            f"{called} must have a floating array, or a tree of these, as output, got {type(output).__name__}"
+        )
     if not jnp.issubdtype(output.dtype, jnp.floating):
         raise TypeError(f"{called} must have a floating output, got {output.dtype}")
     bad = int((~np.isfinite(value)).sum())
