@@ -312,7 +312,8 @@ def _hashable(rule: str, name: str, value: Any) -> Hashable:
     value = value.tolist() if isinstance(value, np.ndarray) else value
     if isinstance(value, list | tuple):
         return tuple(_hashable(rule, name, v) for v in value)
-    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
+    fraction = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
+    if fraction:
         return float(value)
     if isinstance(value, jax.Array):
         raise TypeError(f"{rule}: {name} must be a Python value known before tracing, got an array")

@@ -145,7 +145,7 @@ def _at_special_points(e: Evidence) -> Iterator[Cause]:
 
 def _not_finite(e: Evidence) -> Iterator[Cause]:
     for trial in e.trials:
-        value, bad = trial.values[e.index], ~np.isfinite(trial.hand[e.index])
+        value, bad = trial.values[e.index], ~np.isfinite(np.asarray(trial.hand[e.index]))
         if bad.any():
             where = "is zero" if not value[bad].any() else "is zero or several of its values tie"
             yield Cause("nan", f"{e.name} has values that are NaN or infinite where {e.name[1:]} {where}")
