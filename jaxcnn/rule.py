@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import numbers
 from collections.abc import Callable, Hashable
+from fractions import Fraction
 from typing import Any, Generic, NamedTuple, ParamSpec
 
 import jax
@@ -312,8 +312,7 @@ def _hashable(rule: str, name: str, value: Any) -> Hashable:
     value = value.tolist() if isinstance(value, np.ndarray) else value
     if isinstance(value, list | tuple):
         return tuple(_hashable(rule, name, v) for v in value)
-    fraction = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
-    if fraction:
+    if isinstance(value, float | np.floating | Fraction):
         return float(value)
     if isinstance(value, jax.Array):
         raise TypeError(f"{rule}: {name} must be a Python value known before tracing, got an array")
