@@ -181,6 +181,10 @@ WRONG = {
     "a loop that autodiff cannot run backward": (
         elementwise(fourth_power, lambda x: 3 * x**3), [values(4)], "scaled", "dx equals the right gradient times 0.75",
     ),
+    "a stopped gradient everywhere": (
+        Rule(lambda x: (jnp.sin(lax.stop_gradient(x)), ()), lambda r, dy: (jnp.zeros_like(dy),), "mine"),
+        [values(4, 5)], "zero", "not the finite differences of the forward pass",
+    ),
     "a stopped gradient beside a kink": (
         Rule(lambda x: (jnp.where((z := stopped(x)) > 0, z, 0.1 * z), x),
              lambda x, dy: (jnp.where(x > 0, dy, 0.1 * dy).at[0].set(0),), "mine"),

@@ -181,9 +181,9 @@ class Slope:
         It is no longer rounding that makes it, when a forward pass loses digits on its way; and it is the same from
         closer, as long as there are digits: a step longer than a period of f sees nothing of its slope.
         """
-        if self._noise / estimate.step > TRUSTED * scale:
+        scale, step = max(scale, abs(estimate.low), abs(estimate.high)), estimate.step  # a gradient of zeros too
+        if self._noise / step > TRUSTED * scale:
             return False
-        step = estimate.step
         for _ in range(CLOSER):
             step /= FINER
             closer = self._with_step(direction, step, scale)
