@@ -196,7 +196,7 @@ WRONG = {
     ),
     "a residual that is no array": (
         Rule(lambda x: (x**2, ("square", x)), lambda r, dy: (2 * r[1] * dy,), "mine"), [values(3)],
-        "structure", "residuals must be arrays, residuals[0] is str: give it as static argument",
+        "structure", "residuals must be arrays, residuals[0] is str; Static wraps what is none",
     ),
     "a complex cotangent": (
         elementwise(jnp.sin, lambda x: 1j * jnp.cos(x)), [values(3)],
@@ -369,6 +369,12 @@ def test_a_reference_stands_in_for_what_autodiff_cannot_differentiate():
     assert verify(right, values(3), options=options).ok
     wrong = right.replace(backward=lambda x, dy: (-dy * jnp.cos(x),))
     assert [f.cause for f in verify(wrong, values(3), options=options).findings] == ["negated"]
+
+
+def test_vmap_is_checked_of_arrays_of_several_dtypes():
+    arrays = RIGHT["arrays of several dtypes that it takes as one alone"][1:]
+    report = verify(jaxcnn.layer_norm, *arrays, options=jaxcnn.Options(dtypes=(), second_order=False))
+    assert "vmap" in {row.check for row in report.rows}
 
 
 def test_a_forward_pass_that_vmap_refuses_is_no_fault_of_the_backward_pass():

@@ -228,7 +228,7 @@ def require_array_residuals(subject: Subject) -> None:
         if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
             place = jax.tree_util.keystr(path)
             raise StructureError(
-                f"residuals must be arrays, residuals{place} is {_kind(leaf)}: give it as static argument"
+                f"residuals must be arrays, residuals{place} is {_kind(leaf)}; Static wraps what is none"
             )
 
 

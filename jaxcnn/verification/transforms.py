@@ -62,8 +62,9 @@ def under_vmap(subject: Subject, trials: Sequence[Trial]) -> list[Outcome]:
 
 def refused_by_vmap(subject: Subject) -> str:
     """What the forward pass alone raises under `jax.vmap`, "" if nothing: no fault of the backward pass."""
+    values = [a.astype(np.float64)[None] for a in subject.arrays]
     try:
-        jax.eval_shape(jax.vmap(lambda values: subject.forward(values)[0]), [v[None] for v in subject.arrays])
+        jax.eval_shape(jax.vmap(lambda values: subject.forward(values)[0]), values)
     except Exception as error:
         return first_line(error)
     return ""
