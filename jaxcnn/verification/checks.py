@@ -30,6 +30,7 @@ from jaxcnn.verification.trials import (
     EPSILON,
     Difference,
     Trial,
+    each_difference,
     first_line,
     float64_trials,
     form_of,
@@ -113,7 +114,7 @@ class Checks:
         unsteady = self._unsteady()
         for i, name in enumerate(self.subject.arguments):
             trials, allowed = self._without_excuses(i)
-            worst = self._worst(trials, i)
+            worst = worst_difference(self._each(trials, i))
             row = Row(name, "float64", worst.error, max(worst.tolerance, allowed), worst.scale)
             self.rows.append(row)
             form = form_of(worst.trial.hand[i], worst.trial.values[i])
@@ -137,8 +138,8 @@ class Checks:
                 shown = next((t for t in trials if t.kind == "random" and _differ(t, i)), worst.trial)
                 self._found(row, causes, (shown.hand[i], shown.right[i]))
 
-    def _worst(self, trials: list[Trial], i: int, only: Trial | None = None) -> Difference:
-        return worst_difference(trials, i, only, self.subject.epsilon)
+    def _each(self, trials: list[Trial], i: int) -> list[Difference]:
+        return each_difference(trials, i, self.subject.epsilon)
 
     def _without_excuses(self, i: int) -> tuple[list[Trial], float]:
         """The trials but for those in which argument i's gradient differs from autodiff's and is as good.
@@ -146,11 +147,10 @@ class Checks:
         And what rounding accounts for in those that stay.
         """
         kept, kinks, allowed, wrong = [], 0, 0.0, False
-        for trial in self.trials:
-            worst = self._worst(self.trials, i, trial)
-            if wrong or worst.error <= worst.tolerance or not math.isfinite(worst.error):
+        for trial, found in zip(self.trials, self._each(self.trials, i), strict=True):
+            if wrong or found.error <= found.tolerance or not math.isfinite(found.error):
                 kept.append(trial)
-            elif worst.error <= (rounds := self._rounding(trial, i, worst.error)):
+            elif found.error <= (rounds := self._rounding(trial, i, found.error)):
                 kept, allowed = [*kept, trial], max(allowed, rounds)
             elif trial.kind == "ties" and arbitrary(self.subject, trial, i):
                 kinks += 1
@@ -171,7 +171,7 @@ class Checks:
 
         Looked at only where something is wrong already; it explains that best.
         """
-        worst = [self._worst(self.trials, i) for i in range(len(self.subject.arguments))]
+        worst = [worst_difference(self._each(self.trials, i)) for i in range(len(self.subject.arguments))]
         if all(w.error <= w.tolerance for w in worst):
             return set()
         try:

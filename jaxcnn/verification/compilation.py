@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 SMALL_ARRAYS = 50_000  # elements in all
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
@@ -23,8 +25,12 @@ def quick_jit(function: Callable) -> Callable:
     quick = jax.jit(function, compiler_options=QUICK)
 
     def call(*arguments):
-        arrays = [jnp.asarray(a) for a in jax.tree.leaves(arguments)]
-        small = sum(a.size for a in arrays) <= SMALL_ARRAYS or any(a.dtype == jnp.float16 for a in arrays)
+        arrays = jax.tree.leaves(arguments)
+        small = sum(map(np.size, arrays)) <= SMALL_ARRAYS or any(map(_is_float16, arrays))
         return (quick if small else usual)(*arguments)
 
     return call
+
+
+def _is_float16(array: Any) -> bool:
+    return getattr(array, "dtype", None) == jnp.float16

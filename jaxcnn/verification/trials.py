@@ -117,7 +117,7 @@ def _grid(array: np.ndarray) -> float:
 
 
 class Difference(NamedTuple):
-    """The largest error of one argument's gradient over some trials, and what is allowed there."""
+    """The largest error of one argument's gradient in a trial, and what is allowed there."""
 
     error: float
     tolerance: float
@@ -125,25 +125,29 @@ class Difference(NamedTuple):
     trial: Trial
 
 
-def worst_difference(
-    trials: Sequence[Trial], i: int, only: Trial | None = None, epsilon: float = EPSILON
-) -> Difference:
-    """Over all trials of argument i, or for one of them, the error that is largest in units of what is allowed.
+def each_difference(trials: Sequence[Trial], i: int, epsilon: float = EPSILON) -> list[Difference]:
+    """The error of argument i's gradient in each trial, and what is allowed there.
 
     Allowed is 1e-12 (of float64) of the trial's own largest right element, so that a small cotangent's fault is not
     drowned by a large one's, plus a few units in the last place of the largest that an ordinary cotangent gives.
     """
+    sizes = [(_largest(t.right[i]), _largest(t.dy)) for t in trials]
+    ordinary = {True: 0.0, False: 0.0}  # of values that tie, and of the others
+    for trial, (scale, dy) in zip(trials, sizes, strict=True):
+        ties = trial.kind == "ties"
+        ordinary[ties] = max(ordinary[ties], scale / max(dy, 1e-300))
     differences = []
-    for trial in trials if only is None else [only]:
-        hand, right = trial.hand[i], trial.right[i]
-        scale = _largest(right)
-        like = [t for t in trials if (t.kind == "ties") == (trial.kind == "ties")]
-        ordinary = max(_largest(t.right[i]) / max(_largest(t.dy), 1e-300) for t in like)
-        floor = 8 * epsilon * ordinary * _largest(trial.dy)
+    for trial, (scale, dy) in zip(trials, sizes, strict=True):
+        hand, right, usual = trial.hand[i], trial.right[i], ordinary[trial.kind == "ties"] * dy
         error = largest_difference(hand, right) if hand is not None and hand.shape == right.shape else math.inf
-        tolerance = FLOAT64_TOLERANCE * epsilon / EPSILON * scale + floor
+        tolerance = FLOAT64_TOLERANCE * epsilon / EPSILON * scale + 8 * epsilon * usual
         # Of a right gradient of zeros, an error is seen beside what such a cotangent gives elsewhere.
-        differences.append(Difference(error, tolerance, scale or ordinary * _largest(trial.dy), trial))
+        differences.append(Difference(error, tolerance, scale or usual, trial))
+    return differences
+
+
+def worst_difference(differences: Sequence[Difference]) -> Difference:
+    """The one whose error is largest in units of what is allowed."""
     return max(differences, key=lambda d: _excess(d.error, d.tolerance))
 
 

@@ -6,6 +6,7 @@ Each file holds the cases of one family: `short`, every rule and layer once at e
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -22,6 +23,7 @@ from jaxcnn.verification.cases import (
     source,
 )
 from jaxcnn.verification.cases.case import Case
+from jaxcnn.verification.compilation import QUICK
 from jaxcnn.verification.report import Report
 
 FAMILIES = (source, convolution, pooling, resize, normalization, activation, loss, layers, models)
@@ -45,8 +47,14 @@ def verify_all(full: bool, processes: int) -> Iterator[tuple[Case, Report]]:
     if processes < 2:
         yield from ((case, case.verify()) for case in cases)
         return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _compile_quickly) as pool:
         yield from zip(cases, pool.map(partial(_verify_one, full), range(len(cases))), strict=True)
+
+
+def _compile_quickly() -> None:
+    """In a process of our own: what runs without jit, op by op, compiles as quickly as the programs do."""
+    flags = {f"--{name}={str(value).lower()}" for name, value in QUICK.items()}
+    os.environ["XLA_FLAGS"] = " ".join([*sorted(flags), os.environ.get("XLA_FLAGS", "")])
 
 
 def _verify_one(full: bool, number: int) -> Report:
