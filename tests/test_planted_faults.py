@@ -42,6 +42,7 @@ MISNAMED = {
     "dropout: same channels in all samples",
     "sigmoid: by a difference",
     "flatten: rows from the end",
+    "layer: concatenate: channels dealt out one by one",
 }
 
 
