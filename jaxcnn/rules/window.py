@@ -110,7 +110,17 @@ def stretched(dy: Array, g: Geometry) -> Array:
     The window at a place, turned by 180 degrees, sees there the dy of every window that saw this place of the array.
     """
     size = [n + reach - 1 for n, reach in zip(g.size, g.reach, strict=True)]
-    return _stretched(dy, [r - 1 - before for r, (before, _) in zip(g.reach, g.padding, strict=True)], size, g)
+    return _stretched(dy, [before for before, _ in turned_around(g).padding], size, g)
+
+
+def turned_around(g: Geometry) -> Geometry:
+    """The geometry of the convolution, in steps of 1, of a dy stretched by the stride that gives H×W places."""
+    ones = (1,) * len(g.size)
+    lengths = [(out - 1) * s + 1 for out, s in zip(g.output, g.stride, strict=True)]
+    low = [reach - 1 - before for reach, (before, _) in zip(g.reach, g.padding, strict=True)]
+    ends = zip(low, g.size, g.reach, lengths, strict=True)
+    pads = tuple((before, size + reach - 1 - before - length) for before, size, reach, length in ends)
+    return Geometry(tuple(lengths), g.window, ones, g.dilation, pads, g.size)
 
 
 def _stretched(dy: Array, low, size, g: Geometry) -> Array:
