@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,8 @@ from jax import lax
 
 from jaxcnn.rule import Array, Rule
 from jaxcnn.rules.dtypes import require_equal_floats
-from jaxcnn.rules.window import Geometry, geometry, pair, tap, untap, with_all_axes
+from jaxcnn.rules.platform import by_platform, materialised
+from jaxcnn.rules.window import Geometry, geometry, pair, tap, untap, untap_one, with_all_axes
 
 TIES = ("first", "split", "all")
 
@@ -87,14 +89,37 @@ def max_pool_backward(residuals: MaxPoolResiduals, dy: Array, *, window, stride,
     if ties == "all" and (g.window, g.stride, g.padding) == ((2, 2), (2, 2), ((0, 0), (0, 0))):
         return (g_maxpool(x, y) * _spread(dy, x.shape),)
     x4, y4, dy4 = map(with_all_axes, (x, y, dy))
-    padded = jnp.pad(x4, ((0, 0), *g.padding, (0, 0)), constant_values=-np.inf)
-    won = [wins(tap(padded, place, g), y4) & _inside(place, g) for place in g.taps]
     if ties == "first":
-        won = _first_only(won)
-    if ties == "split":
-        dy4 = dy4 / functools.reduce(jnp.add, (w.astype(jnp.int32) for w in won))  # bfloat16 cannot count beyond 256
-    dx = functools.reduce(jnp.add, (untap(jnp.where(w, dy4, 0), p, g) for w, p in zip(won, g.taps, strict=True)))
+        few = len(g.taps) <= 256
+        # On a CPU choices are fast among numbers of one width (bfloat16 counts to 256); elsewhere fewer bytes are.
+        on_cpu = functools.partial(_to_first, g=g, dtype=x.dtype if few else jnp.int32, keep=materialised)
+        elsewhere = functools.partial(_to_first, g=g, dtype=jnp.uint8 if few else jnp.int32, keep=lambda f, *arrays: f(*arrays))
+        dx = by_platform(on_cpu, elsewhere, x4, y4, dy4)
+    else:
+        won = _won(x4, y4, g)
+        if ties == "split":
+            dy4 = dy4 / functools.reduce(jnp.add, (w.astype(jnp.int32) for w in won))  # bfloat16 cannot count beyond 256
+        dx = functools.reduce(jnp.add, (untap(jnp.where(w, dy4, 0), p, g) for w, p in zip(won, g.taps, strict=True)))
     return (dx.reshape(x.shape),)
+
+
+def _won(x: Array, y: Array, g: Geometry) -> list[Array]:
+    """For each tap where it sees its window's maximum."""
+    padded = jnp.pad(x, ((0, 0), *g.padding, (0, 0)), constant_values=-np.inf)
+    return [wins(tap(padded, place, g), y) & _inside(place, g) for place in g.taps]
+
+
+def _to_first(x: Array, y: Array, dy: Array, g: Geometry, dtype, keep: Callable[..., Array]) -> Array:
+    """Each dy to the first tap that sees its window's maximum; the taps are numbered in this dtype."""
+
+    def first(x, y):
+        *won, _ = _won(x, y, g)
+        place = jnp.full(y.shape, len(won), dtype)
+        for number, w in reversed(list(enumerate(won))):
+            place = jnp.where(w, jnp.asarray(number, dtype), place)
+        return place
+
+    return untap_one(keep(first, x, y), dy, g)
 
 
 def max_pool_reference(x, *, window=2, stride=None, padding="VALID", ties="first"):
@@ -174,14 +199,6 @@ def _inside(place: tuple[int, ...], g: Geometry) -> np.ndarray:
         for start, s, out, (before, _), size in zip(place, g.stride, g.output, g.padding, g.size, strict=True)
     )
     return (rows[:, None] & columns)[..., None]
-
-
-def _first_only(won: list[Array]) -> list[Array]:
-    first, taken = [], jnp.zeros_like(won[0])
-    for w in won:
-        first.append(w & ~taken)
-        taken |= w
-    return first
 
 
 def pooled_shape(x: Array, g: Geometry) -> tuple[int, ...]:

@@ -7,9 +7,11 @@ A window of h×w has h·w taps, in row-major order.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -102,6 +104,21 @@ def untap(dy: Array, place: tuple[int, ...], g: Geometry) -> Array:
     """The transpose of pad-then-`tap`: N×Ho×Wo×C values put back where the tap saw them, zeros elsewhere, N×H×W×C."""
     # Negative padding crops what lay outside the image.
     return _stretched(dy, [start - before for start, (before, _) in zip(place, g.padding, strict=True)], g.size, g)
+
+
+def untap_one(place: Array, dy: Array, g: Geometry) -> Array:
+    """Each value put back where the tap of this number saw it: N×Ho×Wo×C numbers and values to N×H×W×C."""
+    if g.stride != g.window or max(g.dilation) > 1:
+        numbers = range(len(g.taps))
+        parts = (untap(jnp.where(place == k, dy, 0), p, g) for k, p in zip(numbers, g.taps, strict=True))
+        return functools.reduce(jnp.add, parts)
+    # The windows lie side by side: each of their places looks up whether it is the one.
+    taps = np.arange(len(g.taps)).reshape([size for w in g.window for size in (1, w)] + [1]).astype(place.dtype)
+    between = tuple(range(2, 2 + 2 * len(g.window), 2))
+    dx = jnp.where(jnp.expand_dims(place, between) == taps, jnp.expand_dims(dy, between), 0)
+    filled = [out * w for out, w in zip(g.output, g.window, strict=True)]
+    config = [(-low, size + low - n, 0) for (low, _), size, n in zip(g.padding, g.size, filled, strict=True)]
+    return lax.pad(dx.reshape(dy.shape[0], *filled, dy.shape[-1]), np.zeros((), dy.dtype), [(0, 0, 0), *config, (0, 0, 0)])
 
 
 def stretched(dy: Array, g: Geometry) -> Array:
