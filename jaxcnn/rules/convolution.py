@@ -5,28 +5,15 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxcnn.rule import Array, Rule
-from jaxcnn.rules import winograd
+from jaxcnn.rules.correlation import correlate, filter_gradient, image_gradient, turned
 from jaxcnn.rules.dtypes import require_equal_floats
-from jaxcnn.rules.platform import by_platform
-from jaxcnn.rules.window import (
-    WORDS,
-    Geometry,
-    geometry,
-    is_whole,
-    stretched,
-    tap,
-    turned_around,
-    untap,
-    with_all_axes,
-)
+from jaxcnn.rules.window import WORDS, Geometry, geometry, is_whole, with_all_axes
 
 
 class ConvolutionResiduals(NamedTuple):
@@ -131,109 +118,6 @@ def convolution_gradients(axes: int, residuals: ConvolutionResiduals, dy: Array,
     return dx.reshape(image.shape), dw.reshape(filters.shape), db
 
 
-def correlate(images: Array, filters: Array, g: Geometry, groups: int) -> Array:
-    """N×H×W×C with n×h×w×(C/groups) to N×Ho×Wo×n."""
-    return _correlate(images, jnp.moveaxis(filters, 0, -1), g, groups)
-
-
-def image_gradient(dy: Array, filters: Array, g: Geometry, groups: int) -> Array:
-    """dy, N×Ho×Wo×n, stretched and convolved with the turned filters: N×H×W×C."""
-    n, *window, c = filters.shape
-    # h×w×n×C, within each group the in channels exchanged with the out channels.
-    exchanged = jnp.moveaxis(turned(filters).reshape(groups, n // groups, *window, c), (0, 1), (-2, -3))
-    exchanged = exchanged.reshape(*window, n // groups, groups * c)
-    return by_platform(
-        functools.partial(_image_gradient_on_cpu, g=g, groups=groups),
-        functools.partial(_by_definition, g=turned_around(g), groups=groups, stretch=g.stride),
-        dy, exchanged,
-    )  # fmt: skip
-
-
-def filter_gradient(images: Array, dy: Array, g: Geometry, groups: int) -> Array:
-    """The images' taps, each correlated with dy: n×h×w×(C/groups)."""
-    return by_platform(
-        functools.partial(_filter_gradient_by_products, g=g, groups=groups),
-        functools.partial(_filter_gradient_by_convolution, g=g, groups=groups),
-        images, dy,
-    )  # fmt: skip
-
-
-# The forms. The filters are h×w×C×n here, with groups h×w×(C/groups)×n.
-
-
-def _correlate(images: Array, filters: Array, g: Geometry, groups: int) -> Array:
-    by_definition = functools.partial(_by_definition, g=g, groups=groups)
-    if not winograd.pays(g, groups, *filters.shape[-2:], images.dtype):
-        return by_definition(images, filters)
-    by_tiles = functools.partial(
-        winograd.convolve, g=g, correlate=functools.partial(_by_definition, groups=groups)
-    )
-    return by_platform(by_tiles, by_definition, images, filters)
-
-
-def _by_definition(
-    images: Array, filters: Array, g: Geometry, groups: int, stretch: tuple[int, ...] | None = None
-) -> Array:
-    """XLA's own convolution, of images that are stretched first where `stretch` says so."""
-    spatial = "DHW"[-len(g.size) :]
-    return lax.conv_general_dilated(
-        images,
-        filters,
-        window_strides=g.stride,
-        padding=g.padding,
-        lhs_dilation=stretch,
-        rhs_dilation=g.dilation,
-        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-        feature_group_count=groups,
-    )
-
-
-def _image_gradient_on_cpu(dy: Array, exchanged: Array, g: Geometry, groups: int) -> Array:
-    # XLA would fold the turning back into the convolution, and runs such a convolution slowly inside loops.
-    exchanged = lax.optimization_barrier(exchanged)
-    around = turned_around(g)
-    if max(g.window) == 1 and not any(map(any, g.padding)):  # a product for each pixel of dy, stretched afterwards
-        small = around._replace(size=g.output, padding=g.padding, output=g.output)
-        return untap(_correlate(dy, exchanged, small, groups), (0,) * len(g.size), g)
-    if max(g.stride) > 1 or min(map(min, around.padding)) < 0:
-        # Stretched and padded by hand: much faster than `lhs_dilation`.
-        dy, around = stretched(dy, g), around._replace(padding=((0, 0),) * len(g.size))
-    return _correlate(dy, exchanged, around._replace(size=dy.shape[1:-1]), groups)
-
-
-def _filter_gradient_by_products(images: Array, dy: Array, g: Geometry, groups: int) -> Array:
-    c, n = images.shape[-1], dy.shape[-1]
-    if winograd.pays(g, groups, c, n, images.dtype):
-        return winograd.filter_gradient(images, dy, g, patches)
-    # r places of all images, t taps, g groups, c and o channels in and out: one matrix product for each group.
-    taps = patches(images, g).reshape(-1, len(g.taps), groups, c // groups)
-    dw = jnp.einsum("rgo,rtgc->gotc", dy.reshape(-1, groups, n // groups), taps)
-    return dw.reshape(n, *g.window, c // groups)
-
-
-def _filter_gradient_by_convolution(images: Array, dy: Array, g: Geometry, groups: int) -> Array:
-    """Images and channels exchanged: the images' channels are convolved with dy as with filters as large as dy."""
-    spatial = "DHW"[-len(g.size) :]
-    # Rows at the end that no window looks at would make more than h×w of it.
-    looked_at = ((out - 1) * s + r for out, s, r in zip(g.output, g.stride, g.reach, strict=True))
-    padding = [(low, n - size - low) for (low, _), n, size in zip(g.padding, looked_at, g.size, strict=True)]
-    return lax.conv_general_dilated(
-        images,
-        dy,
-        window_strides=g.dilation,
-        padding=padding,
-        rhs_dilation=g.stride,
-        dimension_numbers=(f"C{spatial}N", f"I{spatial}O", f"C{spatial}N"),
-        batch_group_count=groups,
-    )
-
-
-def patches(images: Array, g: Geometry) -> Array:
-    """All taps side by side as channels: N×Ho×Wo×(h·w·C)."""
-    padded = jnp.pad(images, ((0, 0), *g.padding, (0, 0)))
-    return jnp.concatenate([tap(padded, place, g) for place in g.taps], axis=-1)
-
-
 def rotate180(filters: Array) -> jax.Array:
     """The filters turned by 180 degrees in their two spatial axes.
 
@@ -257,11 +141,6 @@ def rotate180(filters: Array) -> jax.Array:
     if filters.ndim not in (2, 3, 4):
         raise ValueError(f"rotate180: filters must be h×w, h×w×C or n×h×w×C, got shape {filters.shape}")
     return turned(with_all_axes(filters)).reshape(filters.shape)
-
-
-def turned(filters: Array) -> jax.Array:
-    """n×h×w×C turned by 180 degrees: reversed along every spatial axis."""
-    return jnp.flip(filters, tuple(range(1, filters.ndim - 1)))
 
 
 def _geometry(axes: int, image, filters, bias, stride, padding, dilation, groups) -> Geometry:

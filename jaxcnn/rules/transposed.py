@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxcnn.rule import Array, Rule
-from jaxcnn.rules.convolution import correlate, filter_gradient, image_gradient
+from jaxcnn.rules.correlation import correlate, filter_gradient, image_gradient
 from jaxcnn.rules.dtypes import require_equal_floats
 from jaxcnn.rules.window import Geometry, by, geometry, padding_pairs, pair, with_all_axes
 

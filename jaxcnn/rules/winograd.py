@@ -36,7 +36,8 @@ def pays(g: Geometry, groups: int, channels: int, features: int, dtype) -> bool:
     # A last tile that sticks out is computed whole: for a width of 5 nothing is gained.
     tiles = -(-g.output[-1] // M)
     saved = (M + R - 1) * tiles <= 0.75 * R * g.output[-1]
-    return applies and saved and min(channels, features) >= 16 and dtype in (np.float32, np.float64)
+    many = min(channels, features) >= 16 and max(channels, features) >= 32
+    return applies and saved and many and dtype in (np.float32, np.float64)
 
 
 def convolve(images: Array, filters: Array, g: Geometry, correlate: Callable[[Array, Array, Geometry], Array]) -> Array:
