@@ -159,12 +159,10 @@ def Identity(*, name: str = "identity") -> Layer:
     >>> Identity().init(jax.random.key(0), (4, 4, 2))
     ({}, {}, (4, 4, 2))
     """
-    return Layer(
-        name,
-        lambda key, input_shape: ({}, {}, sizes(name, input_shape)),
-        lambda params, state, x, *, train=False, key=None: (x, state, ()),
-        lambda residuals, dy: ({}, dy),
-    )
+    return from_rule(_IDENTITY, name)
+
+
+_IDENTITY = Rule(lambda x: (x, ()), lambda residuals, dy: (dy,), "identity", batch_axes=(0,))
 
 
 class ModeResiduals(NamedTuple):

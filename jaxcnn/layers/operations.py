@@ -48,6 +48,8 @@ def _of_equation(equation: Any) -> int:
         return 2 * result * math.prod(filters) // filters[parameters["dimension_numbers"].rhs_spec[0]]
     if "window_dimensions" in parameters:
         return result * math.prod(parameters["window_dimensions"])
+    if parameters.get("branches_platforms"):  # forms for several platforms; the last, for all others, is the definition
+        return operations(parameters["branches"][-1])
     inner = [] if name == "reduce" else [*map(operations, _called(parameters))]
     if inner:
         return max(inner) * parameters.get("length", 1)  # the length of a scan

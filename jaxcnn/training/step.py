@@ -16,9 +16,10 @@ from jax.sharding import PartitionSpec as P
 
 from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule, equally_varying
-from jaxcnn.rules.window import is_whole
+from jaxcnn.rules.platform import by_platform
 from jaxcnn.training.devices import all_devices, must_not_overlap, place, require_one_axis
 from jaxcnn.training.metrics import counts_of
+from jaxcnn.training.microbatch import AUTO, automatic, check, parts
 
 
 class TrainState(NamedTuple):
@@ -56,7 +57,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     *,
     backward: str = "manual",
-    microbatch: int | None = None,
+    microbatch: int | str | None = None,
     mesh: Mesh | None = None,
 ) -> Step:
     """A jitted training step: `state, metrics = step(state, images, labels)`.
@@ -69,8 +70,10 @@ def train_step(
       backward: "manual", the hand-written passes and no autodiff anywhere; or "autodiff", `jax.value_and_grad` through
         the same plain forward passes, the reference run.
       microbatch: how many images (of one device) pass through the network at a time; the gradient is their mean. The
-        whole batch when None, or when it is smaller. Batch normalisation takes the statistics of what passes together:
-        of the whole batch, on all devices, when None; else of the devices' micro-batches of one turn.
+        whole batch when None, or when it is smaller. "auto": on a CPU as many as stay in its cache between the two
+        passes, elsewhere the whole batch; that too where a layer looks at samples together. Batch normalisation takes
+        the statistics of what passes together: of the whole batch, on all devices, when None or "auto"; else of the
+        devices' micro-batches of one turn. Random layers draw anew for each micro-batch.
       mesh: the devices that share the batch, on one axis; all devices when None.
 
     Returns:
@@ -102,7 +105,7 @@ def train_steps(
     optimizer: optax.GradientTransformation,
     *,
     backward: str = "manual",
-    microbatch: int | None = None,
+    microbatch: int | str | None = None,
     mesh: Mesh | None = None,
 ) -> Step:
     """Many steps in one `lax.scan`: `state, metrics = run(state, images, labels, indices)`.
@@ -202,28 +205,37 @@ def _one_step(name, network, loss, optimizer, backward, microbatch, mesh):
     if not hasattr(optimizer, "update"):
         raise TypeError(f"{name}: optimizer must be an optax optimizer, made by a call as optax.adam(1e-3)")
     require_one_axis(name, mesh)
-    if microbatch is not None and not is_whole(microbatch):
-        raise TypeError(f"{name}: microbatch must be a whole number or None, got {microbatch!r}")
-    if microbatch is not None and microbatch < 1:
-        raise ValueError(f"{name}: microbatch must be at least 1, got {microbatch}")
+    check(name, microbatch)
     axis = mesh.axis_names[0] if mesh.size > 1 else None
     gradient = BACKWARD[backward]
 
     def one(state: TrainState, images, labels):
-        count = _parts(name, images, microbatch)
         key = jax.random.fold_in(state.key, state.step)
         key = key if axis is None else jax.random.fold_in(key, lax.axis_index(axis))
-        # Each part of the batch, a micro-batch of a device, counts 1/parts: all that follows are plain sums.
-        share = 1 / (count * mesh.size)
         params, net_state, images, labels = equally_varying((state.params, state.state, images, labels))
 
-        def part(net_state, images, labels, key):
-            return gradient(network, loss, share, params, net_state, images, labels, key)
+        def in_parts(microbatch):
+            count = parts(name, images.shape[0], microbatch)
+            # Each part of the batch, a micro-batch of a device, counts 1/parts: all that follows are plain sums.
+            share = 1 / (count * mesh.size)
 
-        if count == 1:
-            net_state, sums = part(net_state, images, labels, key)
+            def whole(params, net_state, images, labels, key):
+                def part(net_state, images, labels, key):
+                    return gradient(network, loss, share, params, net_state, images, labels, key)
+
+                if count == 1:
+                    return part(net_state, images, labels, key)
+                return _sum_over_parts(part, count, net_state, images, labels, key)
+
+            return whole
+
+        given = params, net_state, images, labels, key
+        if microbatch != AUTO:
+            net_state, sums = in_parts(microbatch)(*given)
+        elif (size := automatic(network, params, net_state, images, key)) == images.shape[0]:
+            net_state, sums = in_parts(None)(*given)
         else:
-            net_state, sums = _sum_over_parts(part, count, net_state, images, labels, key)
+            net_state, sums = by_platform(in_parts(size), in_parts(None), *given)
         if axis is not None:
             sums = lax.psum(sums, axis)
             net_state = jax.tree.map(lambda leaf: _agreed(leaf, axis), net_state)
@@ -297,12 +309,3 @@ def _metrics(loss, value, logits, labels, share) -> dict[str, jax.Array]:
         metrics["accuracy"] = counts.right(logits, labels).mean(dtype=value.dtype) * share
         metrics["invalid_labels"] = (~counts.valid(logits, labels)).sum()
     return metrics
-
-
-def _parts(name, images, microbatch) -> int:
-    batch = images.shape[0]
-    if microbatch is None or microbatch >= batch:
-        return 1
-    if batch % microbatch:
-        raise ValueError(f"{name}: a device's {batch} images do not divide into micro-batches of {microbatch}")
-    return batch // microbatch

@@ -113,6 +113,7 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], move:
         given = [v.val if hasattr(v, "val") else known[v] for v in eqn.invars]  # a literal has its value
         inner = _inner(eqn)
         if inner is not None:
+            given = given[len(given) - len(inner.jaxpr.invars) :]  # without the number of the platform
             results = _evaluate(inner.jaxpr, inner.consts, given, move)
         else:
             results = eqn.primitive.bind(*given, **eqn.primitive.get_bind_params(eqn.params))
@@ -128,6 +129,9 @@ CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "ch
 
 def _inner(eqn: Any) -> Any:
     """The program that an equation calls as it is, if it does."""
+    if platforms := eqn.params.get("branches_platforms"):  # of several forms the one for the platform at hand
+        here = [p is None or jax.default_backend() in p for p in platforms].index(True)
+        return eqn.params["branches"][here]
     if eqn.primitive.name not in CALLS:
         return None
     program = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))

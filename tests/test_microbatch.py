@@ -1,0 +1,101 @@
+"""How many images pass at a time: chosen by what stays in the cache, never with another gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import FLOAT64, assert_close
+
+import jaxcnn
+from jaxcnn import models
+from jaxcnn.training.devices import all_devices
+from jaxcnn.training.microbatch import FEW, SAVED, automatic, independent
+
+KEY = jax.random.key(0)
+
+
+def abstract(network, shape, batch):
+    params, state = jax.eval_shape(lambda key: network.init(key, shape)[:2], KEY)
+    return params, state, jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
+
+
+def chosen(network, shape, batch):
+    params, state, images = abstract(network, shape, batch)
+    return automatic(network, params, state, images, KEY)
+
+
+def saved_bytes(network, shape, batch):
+    """Of the residuals that the batch makes, by the summary, which counts them in its own way."""
+    one, two = (jaxcnn.summary(network, shape, n).saved_bytes for n in (batch, 2 * batch))
+    return two - one
+
+
+@pytest.mark.parametrize("batch", [16, 64, 96, 100, 512])
+@pytest.mark.parametrize(("network", "shape"), [(models.two_conv(), (28, 28, 1)), (models.source(), (8, 8, 1))])
+def test_the_largest_divisor_whose_residuals_stay_in_the_cache(network, shape, batch):
+    size = chosen(network, shape, batch)
+    assert batch % size == 0
+    assert saved_bytes(network, shape, size) <= SAVED
+    larger = [d for d in range(size + 1, batch + 1) if batch % d == 0]
+    assert all(saved_bytes(network, shape, d) > SAVED for d in larger)
+
+
+def test_never_less_than_what_makes_a_product_worth_while():
+    assert chosen(models.all_conv(), (32, 32, 3), 64) == FEW
+    assert chosen(models.two_conv(), (28, 28, 1), 4) == 4
+    assert chosen(models.two_conv(), (28, 28, 1), 127) == 127  # a prime number has no other part
+
+
+def test_layers_that_look_at_samples_together_take_the_whole_batch():
+    assert not independent(models.resnet20())
+    assert chosen(models.resnet20(), (32, 32, 3), 64) == 64
+    assert independent(models.convnext())
+    assert independent(jaxcnn.residual(jaxcnn.Conv2D(3, 3)))
+    undeclared = jaxcnn.layers.from_rule(jaxcnn.relu.replace(batch_axes=None), "mine")
+    assert not independent(jaxcnn.sequential(jaxcnn.Conv2D(4, 3), undeclared))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_gradient_does_not_depend_on_it(devices, monkeypatch):
+    """Plain gradient descent: the parameters after two steps tell the gradients."""
+    monkeypatch.setattr("jaxcnn.training.microbatch.SAVED", 200_000)
+    network, optimizer = models.source(), optax.sgd(0.5)
+    rng = np.random.default_rng(0)
+    images, labels = jnp.asarray(rng.normal(size=(64, 8, 8, 1))), jnp.asarray(rng.integers(0, 10, 64))
+    mesh = jax.make_mesh((devices,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
+    results = []
+    for microbatch in (None, "auto", 4):
+        state = jaxcnn.init_train_state(network, optimizer, 0, (8, 8, 1))
+        state = state._replace(params=jax.tree.map(lambda p: p.astype(jnp.float64), state.params))
+        step = jaxcnn.train_step(network, jaxcnn.softmax_cross_entropy, optimizer, microbatch=microbatch, mesh=mesh)
+        loops = step.lower(state, images, labels).as_text().count("stablehlo.while")
+        assert loops == (0 if microbatch is None else 1)
+        for _ in range(2):
+            state, metrics = step(state, images, labels)
+        results.append((state.params, metrics["loss"]))
+    assert_close(results[1], results[0], FLOAT64)
+    assert_close(results[2], results[0], FLOAT64)
+
+
+def test_no_loop_elsewhere_than_on_a_cpu():
+    network, optimizer = models.two_conv(), optax.sgd(0.1)
+    step = jaxcnn.train_step(
+        network, jaxcnn.softmax_cross_entropy, optimizer, microbatch="auto", mesh=jax.make_mesh((1,), ("batch",))
+    )
+    state = jax.eval_shape(lambda: jaxcnn.init_train_state(network, optimizer, 0, (28, 28, 1)))
+    data = jax.ShapeDtypeStruct((64, 28, 28, 1), jnp.float32), jax.ShapeDtypeStruct((64,), jnp.int32)
+    loops = {
+        platform: step.trace(state, *data).lower(lowering_platforms=(platform,)).as_text().count("stablehlo.while")
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert loops == {"cpu": 1, "cuda": 0, "tpu": 0}
+
+
+@pytest.mark.parametrize("microbatch", ["all", 2.0, True])
+def test_bad_values(microbatch):
+    with pytest.raises(TypeError, match=r'train_step: microbatch must be a whole number, "auto" or None, got'):
+        jaxcnn.train_step(
+            models.source(), jaxcnn.softmax_cross_entropy, optax.sgd(0.1), microbatch=microbatch, mesh=all_devices()
+        )
