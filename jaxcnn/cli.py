@@ -13,6 +13,7 @@ from typing import Annotated
 
 import tyro
 
+from jaxcnn.cli_bench import Bench, bench
 from jaxcnn.cli_train import Train, train
 from jaxcnn.cli_verify import Verify, verify
 from jaxcnn.version import __version__
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return train(command)
             case Verify() as command:
                 return verify(command)
+            case Bench() as command:
+                return bench(command)
             case Summarize() as command:
                 return _summarize(command)
     except SystemExit as end:  # --help, and what _parse refuses
@@ -61,11 +64,12 @@ def _complain(message: str) -> int:
     return 2
 
 
-def _parse(arguments: Sequence[str]) -> Train | Verify | Summarize:
+def _parse(arguments: Sequence[str]) -> Train | Verify | Bench | Summarize:
     """Raises SystemExit, with one line on standard error for what is wrong."""
     commands = (
         Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)]
         | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
+        | Annotated[Bench, tyro.conf.subcommand("bench", prefix_name=False)]
         | Annotated[Summarize, tyro.conf.subcommand("summary", prefix_name=False)]
     )
     said = io.StringIO()

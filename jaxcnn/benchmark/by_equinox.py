@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcnn.benchmark.contestant import Prepared, one_by_one
+from jaxcnn.benchmark.contestant import Prepared, one_by_one, temporary_bytes
 from jaxcnn.benchmark.problem import CLASSES, HIDDEN, RATE, STAGES, Problem, channels_first
 
 KEY = jax.random.key  # of initial parameters, all of which are replaced
@@ -88,7 +88,7 @@ class ResNet20(eqx.Module):
         return self.output(x.mean((1, 2))), state
 
 
-def prepare(problem: Problem, devices: int | None) -> Prepared:
+def prepare(problem: Problem, devices: int) -> Prepared:
     del devices
     network, arrays = problem.network, channels_first(problem)
     channels = network.input_shape[-1]
@@ -118,7 +118,7 @@ def prepare(problem: Problem, devices: int | None) -> Prepared:
     batches = [jax.device_put(batch) for batch in zip(images, problem.labels, strict=True)]
 
     def temporaries():
-        return step.lower(carry, *batches[0]).compile().compiled.memory_analysis().temp_size_in_bytes
+        return temporary_bytes(step.lower(carry, *batches[0]).compile().compiled)
 
     return Prepared(one_by_one(step, jax.block_until_ready, carry, batches), temporaries)
 

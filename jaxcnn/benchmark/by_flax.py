@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jaxcnn.benchmark.contestant import Prepared, one_by_one
+from jaxcnn.benchmark.contestant import Prepared, one_by_one, temporary_bytes
 from jaxcnn.benchmark.problem import CLASSES, HIDDEN, RATE, STAGES, Problem
 
 
 class Small(nnx.Module):
     """Convolutions with pooling, a sigmoid layer, logits."""
 
-    def __init__(self, filters, channels, flat, given):
+    def __init__(self, filters, channels, flat, given: dict[str, Any]):
         sizes = zip((channels, *filters), filters, strict=False)
         self.convolutions = nnx.List([nnx.Conv(i, o, (3, 3), **given) for i, o in sizes])
         self.hidden = nnx.Linear(flat, HIDDEN, **given)
@@ -29,7 +31,7 @@ class Small(nnx.Module):
 class Normalized(nnx.Module):
     """A convolution and batch normalisation."""
 
-    def __init__(self, channels, features, size, stride, given):
+    def __init__(self, channels, features, size, stride, given: dict[str, Any]):
         self.convolution = nnx.Conv(channels, features, (size, size), stride, use_bias=False, **given)
         statistics = {"scale_init": given["kernel_init"], "bias_init": given["bias_init"], "rngs": given["rngs"]}
         self.norm = nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, **statistics)
@@ -39,7 +41,7 @@ class Normalized(nnx.Module):
 
 
 class Block(nnx.Module):
-    def __init__(self, channels, features, stride, given):
+    def __init__(self, channels, features, stride, given: dict[str, Any]):
         self.first = Normalized(channels, features, 3, stride, given)
         self.second = Normalized(features, features, 3, 1, given)
         self.shortcut = Normalized(channels, features, 1, stride, given) if stride > 1 else None
@@ -50,7 +52,7 @@ class Block(nnx.Module):
 
 
 class ResNet20(nnx.Module):
-    def __init__(self, channels, given):
+    def __init__(self, channels, given: dict[str, Any]):
         self.first = Normalized(channels, 16, 3, 1, given)
         blocks, channels = [], 16
         for features, stride in STAGES:
@@ -67,7 +69,7 @@ class ResNet20(nnx.Module):
         return self.output(x.mean((1, 2)))
 
 
-def prepare(problem: Problem, devices: int | None) -> Prepared:
+def prepare(problem: Problem, devices: int) -> Prepared:
     """`nnx.jit`, its call made cheap by `nnx.cached_partial`, as Flax's guide to performance says."""
     del devices
     arrays = iter(problem.parameters)
@@ -100,7 +102,7 @@ def prepare(problem: Problem, devices: int | None) -> Prepared:
     batches = [jax.device_put(batch) for batch in zip(problem.images, problem.labels, strict=True)]
 
     def temporaries():
-        return step.lower(model, optimizer, *batches[0]).compile().memory_analysis().temp_size_in_bytes
+        return temporary_bytes(step.lower(model, optimizer, *batches[0]).compile())
 
     # The step changes the model in place: it is what has to be waited for.
     def wait(_):

@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxcnn.benchmark.contestant import STEPS_A_SCAN, Prepared, in_scans, one_by_one
+from jaxcnn.benchmark.contestant import STEPS_A_SCAN, Prepared, in_scans, one_by_one, temporary_bytes
 from jaxcnn.benchmark.problem import RATE, STAGES, Network, Problem
 
 
@@ -53,7 +53,7 @@ def forward(network: Network):
     return small if network.filters else resnet20
 
 
-def prepare(problem: Problem, devices: int | None, *, scan: bool = False) -> Prepared:
+def prepare(problem: Problem, devices: int, *, scan: bool = False) -> Prepared:
     """The batch is divided among the devices by its sharding alone."""
     logits_of = forward(problem.network)
 
@@ -91,6 +91,6 @@ def prepare(problem: Problem, devices: int | None, *, scan: bool = False) -> Pre
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), (carry, *data))
 
     def temporaries():
-        return jitted.lower(*shapes).compile().memory_analysis().temp_size_in_bytes * mesh.size
+        return temporary_bytes(jitted.lower(*shapes).compile(), devices)
 
     return Prepared(run, temporaries, STEPS_A_SCAN if scan else 1)

@@ -10,14 +10,14 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 import jaxcnn
-from jaxcnn.benchmark.contestant import STEPS_A_SCAN, Prepared, in_scans, one_by_one
+from jaxcnn.benchmark.contestant import STEPS_A_SCAN, Prepared, in_scans, one_by_one, temporary_bytes
 from jaxcnn.benchmark.problem import RATE, Problem
 from jaxcnn.training.devices import place
 
 MICROBATCH = 16
 
 
-def prepare(problem: Problem, devices: int | None, *, scan: bool = False) -> Prepared:
+def prepare(problem: Problem, devices: int, *, scan: bool = False) -> Prepared:
     """`train_step` over one CPU device a core; `train_steps` where `scan`."""
     del devices  # the step takes all there are
     network, optimizer = getattr(jaxcnn.models, problem.network.model)(), optax.sgd(RATE)
@@ -41,7 +41,7 @@ def prepare(problem: Problem, devices: int | None, *, scan: bool = False) -> Pre
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (state, *data))
 
     def temporaries():
-        return step.lower(*shapes).compile().memory_analysis().temp_size_in_bytes * step.mesh.size
+        return temporary_bytes(step.lower(*shapes).compile(), step.mesh.size)
 
     state = place(state, step.mesh, P())
     if scan:

@@ -9,9 +9,7 @@ from jaxcnn.benchmark.problem import CLASSES, HIDDEN, RATE, STAGES, Network, Pro
 from jaxcnn.training.devices import available_cores
 
 
-def prepare(
-    problem: Problem, devices: int | None, *, channels_last: bool = False, compiled: bool = False
-) -> Prepared:
+def prepare(problem: Problem, devices: int, *, channels_last: bool = False, compiled: bool = False) -> Prepared:
     import torch  # pyright: ignore[reportMissingImports]
     from torch.nn import functional as F  # pyright: ignore[reportMissingImports]
 
@@ -28,7 +26,7 @@ def prepare(
             parameter.copy_(torch.from_numpy(array))
     batches = list(zip(images, labels, strict=True))
     if channels_last:
-        model = model.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         batches = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in batches]
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     apply = torch.compile(model, dynamic=False) if compiled else model

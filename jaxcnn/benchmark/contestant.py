@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jaxcnn.benchmark.problem import BATCHES, Network, Problem
+from jaxcnn.benchmark.problem import Network, Problem
 
 
 class Contestant(NamedTuple):
@@ -16,7 +17,7 @@ class Contestant(NamedTuple):
     name: str
     library: str  # the package that must be installed; also what `jaxcnn bench --contestants` calls it
     module: str  # with a function prepare(problem, devices, **options) -> Prepared
-    devices: int | None  # jax's CPU devices; None where the library is not jax
+    devices: int = 0  # of jax, on the CPU; 0 where the library does not use jax
     options: dict[str, Any] = {}  # noqa: RUF012  never changed
 
     @property
@@ -42,33 +43,36 @@ class Prepared(NamedTuple):
     at_once: int = 1  # steps that it does at least; `run` takes a multiple
 
 
-STEPS_A_SCAN = 100
+STEPS_A_SCAN = 100  # whole turns of the batches
 
-REFERENCE = "jax, 1 device"
+REFERENCE = "jax, 1 device"  # jax.value_and_grad: what the others' losses must be
 
 
 def contestants(devices: int) -> list[Contestant]:
-    """All there are; `devices` is how many CPU devices share a batch where there are several."""
+    """All there are, the reference first; `devices` is how many CPU devices share a batch where there are several."""
     here = "jaxcnn.benchmark."
     several = f"{devices} devices"
     found = [
-        Contestant("jaxcnn", "jaxcnn", here + "by_jaxcnn", devices),
         Contestant(REFERENCE, "jax", here + "by_jax", 1),
         Contestant(f"jax, {several}", "jax", here + "by_jax", devices),
-        Contestant("jaxcnn, scan", "jaxcnn", here + "by_jaxcnn", devices, {"scan": True}),
-        Contestant("jax, 1 device, scan", "jax", here + "by_jax", 1, {"scan": True}),
+        Contestant(f"{REFERENCE}, scan", "jax", here + "by_jax", 1, {"scan": True}),
         Contestant(f"jax, {several}, scan", "jax", here + "by_jax", devices, {"scan": True}),
         Contestant("flax", "flax", here + "by_flax", 1),
         Contestant("equinox", "equinox", here + "by_equinox", 1),
-        Contestant("torch, eager", "torch", here + "by_torch", None),
-        Contestant("torch, channels last", "torch", here + "by_torch", None, {"channels_last": True}),
-        Contestant("torch, compiled", "torch", here + "by_torch", None, {"compiled": True}),
+        Contestant("torch, eager", "torch", here + "by_torch"),
+        Contestant("torch, channels last", "torch", here + "by_torch", options={"channels_last": True}),
+        Contestant("torch, compiled", "torch", here + "by_torch", options={"compiled": True}),
         Contestant(
-            "torch, compiled, channels last",
-            "torch", here + "by_torch", None, {"compiled": True, "channels_last": True},
+            "torch, compiled channels last",
+            "torch",
+            here + "by_torch",
+            options={"compiled": True, "channels_last": True},
         ),
-    ]  # fmt: skip
-    return list({one.name: one for one in found}.values())  # with one core, one device is all there is
+        Contestant("jaxcnn", "jaxcnn", here + "by_jaxcnn", devices),
+        Contestant("jaxcnn, scan", "jaxcnn", here + "by_jaxcnn", devices, {"scan": True}),
+    ]
+    # With one core, one device is all there is.
+    return [one for one in found if devices > 1 or several not in one.name]
 
 
 MATRIX_PRODUCT = Contestant("matrix product", "jax", "jaxcnn.benchmark.matrix_product", 1)
@@ -76,12 +80,13 @@ MATRIX_PRODUCT = Contestant("matrix product", "jax", "jaxcnn.benchmark.matrix_pr
 
 def one_by_one(step: Callable[..., Any], wait: Callable[[Any], Any], carry: Any, batches: Sequence[Any]) -> Any:
     """`Prepared.run` of a step (carry, images, labels) -> (carry, loss), batch after batch; `wait` ends each."""
+    turn = itertools.cycle(batches)
 
     def run(count: int) -> list[Any]:
         nonlocal carry
         losses = []
-        for i in range(count):
-            carry, loss = step(carry, *batches[i % BATCHES])
+        for _ in range(count):
+            carry, loss = step(carry, *next(turn))
             wait((carry, loss))
             losses.append(loss)
         return losses
@@ -102,3 +107,9 @@ def in_scans(steps: Callable[..., Any], wait: Callable[[Any], Any], carry: Any, 
         return losses
 
     return run
+
+
+def temporary_bytes(compiled: Any, devices: int = 1) -> int | None:
+    """What XLA has laid out for a compiled program on each of the devices, besides arguments and results."""
+    analysis = compiled.memory_analysis()
+    return None if analysis is None else analysis.temp_size_in_bytes * devices

@@ -12,7 +12,7 @@ SIZE = 2048
 OPERATIONS = 2 * SIZE**3
 
 
-def prepare(problem: Problem, devices: int | None) -> Prepared:
+def prepare(problem: Problem, devices: int) -> Prepared:
     """Of two SIZE×SIZE matrices of float32; there are no losses."""
     del problem, devices
     a, b = (jax.random.normal(key, (SIZE, SIZE)) for key in jax.random.split(jax.random.key(0)))
