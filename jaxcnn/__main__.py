@@ -10,7 +10,10 @@ def main() -> int:
 
         return main()
     except ModuleNotFoundError as error:
-        print(f'jaxcnn: needs the package {error.name}; install it with: pip install "jaxcnn[train]"', file=sys.stderr)
+        extra = "plot" if (error.name or "").startswith("matplotlib") else "train"
+        print(
+            f'jaxcnn: needs the package {error.name}; install it with: pip install "jaxcnn[{extra}]"', file=sys.stderr
+        )
         return 2
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from jaxcnn.benchmark.result import Result, Row, Settings
@@ -35,25 +34,25 @@ class Bench:
     json: Annotated[Path | None, _FILE] = None
     """Write the result to this file."""
     figure: Annotated[Path | None, _FILE] = None
-    """Draw the result into this file."""
+    """Draw the result into this file: .pdf, .png or .svg."""
 
 
 def bench(arguments: Bench) -> int:
     """Times; returns the exit status."""
-    from rich.console import Console
-
     from jaxcnn.benchmark.result import as_json
 
     settings = settings_of(arguments)
+    if arguments.figure is not None:
+        if arguments.figure.suffix not in (".pdf", ".png", ".svg"):
+            raise ValueError(f"--figure: got {arguments.figure}, required a name that ends in .pdf, .png or .svg")
+        from jaxcnn.benchmark.figure import draw  # now: matplotlib may be missing
     for file in (arguments.json, arguments.figure):
         if file is not None:
             file.touch()  # what cannot be written is said now, not after minutes
-    results = measure(settings, Console(highlight=False, markup=False))
+    results = measure(settings)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(as_json(settings, results), indent=1) + "\n")
     if arguments.figure is not None:
-        from jaxcnn.benchmark.figure import draw
-
         draw(results, arguments.figure)
     return 0
 
@@ -86,12 +85,16 @@ def settings_of(arguments: Bench) -> Settings:
     )
 
 
-def measure(settings: Settings, console: Console) -> list[Result]:
+def measure(settings: Settings) -> list[Result]:
     """Times, and prints a table of each network and batch as soon as it is done."""
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from jaxcnn.benchmark import run
 
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:  # a file is as wide as the table
+        console.width = 110
     results: list[Result] = []
     columns = [BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}")]
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -107,14 +110,13 @@ def measure(settings: Settings, console: Console) -> list[Result]:
 
 
 NOTES = """\
-A step: forward, backward, plain gradient descent, in float32; all from the same parameters, images and labels, which lie
-on the device in the layout that the library likes. jax: jax.value_and_grad. Flax, Equinox: jitted, on one device.
-- ms: of a step, the median over the rounds; from – to: the fastest and the slowest round.
-- over jax: how many times as fast as the fastest row of jax, in a scan where it is in a scan; over PyTorch: its fastest.
-- of the product: operations of the step a second, relative to those of a 2048×2048 matrix product in the same rounds.
-- temporaries: what XLA has laid out besides arguments and results, on all devices. PyTorch allocates as it goes and has
-  no such figure.
-- first call: compilation and the first step, or the first scan."""
+A step: forward, backward, plain gradient descent, in float32; all from the same parameters, images and labels, which \
+lie on the device in the layout that each library likes. jax: jax.value_and_grad. Flax, Equinox: jitted, on one device.
+ms: of a step, the median over the rounds; from – to: the fastest and the slowest round.
+over jax, over PyTorch: how many times as fast as its fastest row; a scan over jax's fastest scan.
+of product: the step's operations a second, relative to those of a 2048×2048 matrix product in the same rounds.
+MiB: what XLA lays out besides arguments and results, on all devices. PyTorch allocates as it goes: no such figure.
+first call: seconds, compilation and the first step or scan."""
 
 
 def _title(network: Any, batch: int) -> str:
@@ -122,13 +124,15 @@ def _title(network: Any, batch: int) -> str:
 
 
 def _table(result: Result) -> Table:
+    from rich import box
     from rich.table import Table
 
     work = f"{result.operations / 1e9:.3g} GFLOP a step, matrix product {result.rate / 1e9:.0f} GFLOP/s"
-    table = Table(title=f"{_title(result.network, result.batch)}: {work}", caption_justify="left")
+    title = f"{_title(result.network, result.batch)}: {work}"
+    table = Table(title=title, caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("")
-    for heading in ("ms", "from – to", "over jax", "over PyTorch", "of the product", "temporaries", "first call"):
-        table.add_column(heading, justify="right")
+    for heading in ("ms", "from – to", "over jax", "over PyTorch", "of product", "MiB", "first call"):
+        table.add_column(heading, justify="right", min_width=len(max(heading.split(), key=len)))
     reasons: dict[str, list[str]] = {}
     for row in result.rows:
         if row.refused is None:
@@ -149,8 +153,8 @@ def _cells(result: Result, row: Row) -> list[str]:
         f"{fastest} – {slowest}",
         *("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
         f"{result.share(row):.1%}",
-        "-" if row.temporaries is None else f"{row.temporaries / 2**20:.1f} MiB",
-        f"{row.first_call:.1f} s",
+        "-" if row.temporaries is None else f"{row.temporaries / 2**20:.1f}",
+        f"{row.first_call:.1f}",
     ]
 
 

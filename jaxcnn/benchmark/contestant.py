@@ -51,6 +51,7 @@ REFERENCE = "jax, 1 device"  # jax.value_and_grad: what the others' losses must 
 def contestants(devices: int) -> list[Contestant]:
     """All there are, the reference first; `devices` is how many CPU devices share a batch where there are several."""
     here = "jaxcnn.benchmark."
+    last = {"channels_last": True}
     several = f"{devices} devices"
     found = [
         Contestant(REFERENCE, "jax", here + "by_jax", 1),
@@ -60,13 +61,13 @@ def contestants(devices: int) -> list[Contestant]:
         Contestant("flax", "flax", here + "by_flax", 1),
         Contestant("equinox", "equinox", here + "by_equinox", 1),
         Contestant("torch, eager", "torch", here + "by_torch"),
-        Contestant("torch, channels last", "torch", here + "by_torch", options={"channels_last": True}),
+        Contestant("torch, channels last", "torch", here + "by_torch", options=last),
         Contestant("torch, compiled", "torch", here + "by_torch", options={"compiled": True}),
         Contestant(
             "torch, compiled channels last",
             "torch",
             here + "by_torch",
-            options={"compiled": True, "channels_last": True},
+            options={"compiled": True} | last,
         ),
         Contestant("jaxcnn", "jaxcnn", here + "by_jaxcnn", devices),
         Contestant("jaxcnn, scan", "jaxcnn", here + "by_jaxcnn", devices, {"scan": True}),

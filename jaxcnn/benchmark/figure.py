@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from jaxcnn.benchmark.result import Result
 
 COLORS = {"jax": "tab:blue", "flax": "tab:cyan", "equinox": "tab:purple", "torch": "tab:orange", "jaxcnn": "tab:green"}
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
-    """Writes a PNG: for each network a panel, of each library its fastest form, as images a second."""
-    from matplotlib.figure import Figure
-
+    """Writes a picture: for each network a panel, of each library its fastest form, as images a second."""
     networks = list(dict.fromkeys(result.network for result in results))
     columns = min(2, len(networks))
     lines = -(-len(networks) // columns)
@@ -28,21 +28,17 @@ def draw(results: Sequence[Result], path: Path) -> None:
             bars = [(i, result, row) for i, result in enumerate(shown) if (row := result.best(library, scan))]
             left = [i + (place - (len(kinds) - 1) / 2) * width for i, _, _ in bars]
             speeds = [result.batch / row.median for _, result, row in bars]
-            spread = [[], []]
-            for _, result, row in bars:
-                slow, fast = (result.batch / x for x in (max(row.seconds), min(row.seconds)))
-                spread[0].append(result.batch / row.median - slow)
-                spread[1].append(fast - result.batch / row.median)
-            axes.bar(
-                left, speeds, width,
-                yerr=spread, color=COLORS[library], hatch="//" if scan else None, label=_label(library, scan),
-            )  # fmt: skip
+            slowest = [speed - r.batch / max(row.seconds) for speed, (_, r, row) in zip(speeds, bars, strict=True)]
+            fastest = [r.batch / min(row.seconds) - speed for speed, (_, r, row) in zip(speeds, bars, strict=True)]
+            style = {"color": COLORS[library], "hatch": "//" if scan else None, "label": _label(library, scan)}
+            axes.bar(left, speeds, width, yerr=(slowest, fastest), **style)
         axes.set_xticks(range(len(shown)), [f"batch {result.batch}" for result in shown])
         axes.set_title(f"{network.model}, {'×'.join(map(str, network.input_shape))}")
         axes.set_ylabel("images a second")
-        axes.legend(fontsize="small")
     for axes in panels[len(networks) :]:
         axes.set_axis_off()
+    legend = {label: bar for axes in panels for bar, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=150)
 
 

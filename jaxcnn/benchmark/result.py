@@ -60,7 +60,7 @@ class Result(NamedTuple):
         return min(rows, key=lambda row: row.median, default=None)
 
     def over(self, row: Row, library: str) -> float | None:
-        """How many times as fast as the library's fastest row, which is jax's fastest in a scan where the row is one."""
+        """How many times as fast as the library's fastest row; for a row in a scan, jax's fastest in a scan."""
         other = self.best(library, row.scan and library == "jax")
         return other.median / row.median if other is not None and row.seconds else None
 
