@@ -11,9 +11,8 @@ def main() -> int:
         return main()
     except ModuleNotFoundError as error:
         extra = "plot" if (error.name or "").startswith("matplotlib") else "train"
-        print(
-            f'jaxcnn: needs the package {error.name}; install it with: pip install "jaxcnn[{extra}]"', file=sys.stderr
-        )
+        command = f'pip install "jaxcnn[{extra}]"'
+        print(f"jaxcnn: needs the package {error.name}; install it with: {command}", file=sys.stderr)
         return 2
 
 

@@ -94,7 +94,7 @@ def measure(settings: Settings) -> list[Result]:
 
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:  # a file is as wide as the table
-        console.width = 110
+        console.width = 120
     results: list[Result] = []
     columns = [BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}")]
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

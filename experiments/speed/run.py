@@ -26,8 +26,7 @@ from jaxcnn.benchmark.result import as_json
 from jaxcnn.cli_bench import Bench, measure, settings_of
 
 
-def main(arguments: Sequence[str] | None = None, bars: Sequence[Bar] = BARS, **selection: Any) -> int:
-    """`selection`: of networks and contestants, as of `Bench`; all when not given."""
+def main(arguments: Sequence[str] | None = None, bars: Sequence[Bar] = BARS) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="batch 32 and short turns")
     parser.add_argument(
@@ -37,11 +36,11 @@ def main(arguments: Sequence[str] | None = None, bars: Sequence[Bar] = BARS, **s
     options.out.mkdir(parents=True, exist_ok=True)
 
     start = time.perf_counter()
-    settings = settings_of(Bench(quick=options.quick, **selection))
+    settings = settings_of(Bench(quick=options.quick))
     results = measure(settings)
     judged = judge(results, bars)
     passed = sum(one["passed"] for one in judged)
-    Console(width=None if sys.stdout.isatty() else 110, highlight=False).print(table(judged))
+    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table(judged))
     print(f"{passed} of {len(judged)} bars passed")
     record = {
         "command": "python experiments/speed/run.py" + (" --quick" if options.quick else ""),

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxcnn.benchmark.contestant import STEPS_A_SCAN, Prepared, in_scans, one_by_one, temporary_bytes
-from jaxcnn.benchmark.problem import RATE, STAGES, Network, Problem
+from jaxcnn.benchmark.problem import RATE, STAGES, Network, Problem, weights
 
 
 def convolution(x, filters, stride=1):
@@ -53,6 +53,12 @@ def forward(network: Network):
     return small if network.filters else resnet20
 
 
+def first_statistics(problem: Problem) -> list[list[np.ndarray]]:
+    """Mean and variance of each batch normalisation before the first step."""
+    layers = [w for w in weights(problem.network) if w.vectors == 2]
+    return [[np.zeros(w.shape[-1], np.float32), np.ones(w.shape[-1], np.float32)] for w in layers]
+
+
 def prepare(problem: Problem, devices: int, *, scan: bool = False) -> Prepared:
     """The batch is divided among the devices by its sharding alone."""
     logits_of = forward(problem.network)
@@ -75,9 +81,7 @@ def prepare(problem: Problem, devices: int, *, scan: bool = False) -> Prepared:
     def put(tree, *spec):
         return jax.device_put(tree, NamedSharding(mesh, P(*spec)))
 
-    vectors = [p for p in problem.parameters if p.ndim == 1][:-1:2]  # a scale for each normalisation
-    statistics = [] if problem.network.filters else [[np.zeros_like(v), np.ones_like(v)] for v in vectors]
-    carry = put((problem.parameters, statistics))
+    carry = put((problem.parameters, first_statistics(problem)))
     jitted = jax.jit(many if scan else step, donate_argnums=0)
     if scan:
         images, labels = (put(a.reshape(-1, *a.shape[2:])) for a in (problem.images, problem.labels))
