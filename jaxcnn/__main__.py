@@ -10,7 +10,9 @@ def main() -> int:
 
         return main()
     except ModuleNotFoundError as error:
-        print(f'jaxcnn: needs the package {error.name}; install it with: pip install "jaxcnn[train]"', file=sys.stderr)
+        extra = "plot" if (error.name or "").startswith("matplotlib") else "train"
+        command = f'pip install "jaxcnn[{extra}]"'
+        print(f"jaxcnn: needs the package {error.name}; install it with: {command}", file=sys.stderr)
         return 2
 
 

@@ -193,7 +193,7 @@ def test_a_run_that_diverges(tmp_path):
 # Bad input: one line, status 2, and nothing is left behind.
 
 BAD_ARGUMENTS = {
-    "no command": ("", "Expected one of {train, verify, summary}; see jaxcnn --help"),
+    "no command": ("", "Expected one of {train, verify, bench, summary}; see jaxcnn --help"),
     "no such command": ("trian", "Unrecognized options: trian; see jaxcnn --help"),
     "unknown option": ("train --epoch 2", "Unrecognized options: --epoch, 2; did you mean --epochs? see jaxcnn --help"),
     "bad choice": ("train --model vgg", "invalid choice 'vgg' for argument '--model'. Expected one of ('source', "),
@@ -238,6 +238,16 @@ BAD_ARGUMENTS = {
         "--input 64: not for source: conv2d: input_shape must be (H, W, C), without N, got",
     ),
     "summary of no images": ("summary source --input 8x8x1 --batch-size 0", "--batch-size: got 0, required at least 1"),
+    "bench of no such network": ("bench --networks vgg", "invalid choice 'vgg' for argument '--networks"),
+    "bench of no network": ("bench --networks", "--networks: got none, required at least one"),
+    "bench of no batch": ("bench --batches", "--batches: got none, required at least one"),
+    "bench of empty batches": ("bench --batches 32 0", "--batches: got 0, required at least 1"),
+    "bench without a round": ("bench --rounds 0", "--rounds: got 0, required at least 1"),
+    "bench into no folder": ("bench --json nowhere/bench.json", "No such file or directory: 'nowhere/bench.json'"),
+    "bench drawn as text": (
+        "bench --figure bench.txt",
+        "--figure: got bench.txt, required a name that ends in .pdf, .png or .svg",
+    ),
     "resume what is no run": ("train --resume used", "used: no run there: config.json: No such file or directory"),
 }
 
@@ -323,10 +333,11 @@ def test_a_missing_package(tmp_path, package):
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ("--help", "help train verify summary"),
+        ("--help", "help train verify bench summary"),
         ("train --help", f"help out resume cores {' '.join(f.name for f in dataclasses.fields(Config))}"),
         ("verify --help", "help full json"),
         ("summary --help", "help input batch_size"),
+        ("bench --help", "help networks batches contestants rounds quick json figure"),
     ],
 )
 def test_help(capsys, arguments, wanted):
@@ -369,4 +380,4 @@ def test_only_the_command_line_prints():
             r"(?<![\w.])print\(|sys\.std(out|err)|\bConsole\(", re.sub(r"(>>>|\.\.\.) .*|`.*?`", "", path.read_text())
         )
     }
-    assert printing == {"cli.py", "__main__.py"}
+    assert printing == {"__main__.py", *(path.name for path in (ROOT / "jaxcnn").glob("cli*.py"))}

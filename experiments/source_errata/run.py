@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -28,6 +26,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from jaxcnn.benchmark.surroundings import surroundings
 
 ERRATA: list[Erratum] = part1.ERRATA + part2_theory.ERRATA + part2_layers.ERRATA + part2_images.ERRATA
 
@@ -66,9 +66,11 @@ def main(arguments: Sequence[str] | None = None, errata: Sequence[Erratum] = tup
     if failed:
         print(f"not confirmed: {', '.join(failed)}")
 
+    device = jax.devices()[0]
     record = {
         "command": "python experiments/source_errata/run.py" + (" --quick" if options.quick else ""),
-        **surroundings(),
+        **surroundings(("jax", "jaxlib", "numpy")),
+        "device": f"{device.platform} ({device.device_kind})",
         "dtype": "float64",
         "tolerance": EXACT,
         "seeds": seeds,
@@ -141,30 +143,6 @@ def _without_infinity(error: float | None) -> float | str | None:
 
 def number_of(error: float | None) -> str:
     return "–" if error is None else f"{error:.1e}"
-
-
-def surroundings() -> dict:
-    """Versions and hardware."""
-    device = jax.devices()[0]
-    return {
-        "versions": {
-            "python": platform.python_version(),
-            "jax": version("jax"),
-            "jaxlib": version("jaxlib"),
-            "numpy": version("numpy"),
-        },
-        "platform": f"{platform.system()} {platform.machine()}",
-        "device": f"{device.platform} ({device.device_kind})",
-        "cpu": cpu_model(),
-    }
-
-
-def cpu_model() -> str:
-    """Linux names the model in /proc/cpuinfo; elsewhere Python's own answer must do."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,71 @@
+"""How fast is a training step beside jax.value_and_grad, Flax, Equinox and PyTorch?
+
+    python experiments/speed/run.py [--quick] [--out DIR]
+
+Runs `jaxcnn bench` and holds its ratios against the bars of bars.py. Exit status 0 if every bar is passed, 1 otherwise.
+PyTorch, Flax and Equinox take part where they are installed; a bar over a library that is not is not passed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bars import BARS, Bar, judge
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from jaxcnn.benchmark.figure import draw
+from jaxcnn.benchmark.result import as_json
+from jaxcnn.cli_bench import Bench, measure, settings_of
+
+
+def main(arguments: Sequence[str] | None = None, bars: Sequence[Bar] = BARS) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="batch 32 and short turns")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent, metavar="DIR", help="for result.json and speed.png"
+    )
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    start = time.perf_counter()
+    settings = settings_of(Bench(quick=options.quick))
+    results = measure(settings)
+    judged = judge(results, bars)
+    passed = sum(one["passed"] for one in judged)
+    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table(judged))
+    print(f"{passed} of {len(judged)} bars passed")
+    record = {
+        "command": "python experiments/speed/run.py" + (" --quick" if options.quick else ""),
+        "seconds": round(time.perf_counter() - start, 1),
+        "bars_passed": passed,
+        "bars": judged,
+        **as_json(settings, results),
+    }
+    (options.out / "result.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    draw(results, options.out / "speed.png")
+    return 0 if passed == len(judged) else 1
+
+
+def table(judged: Sequence[dict[str, Any]]) -> Table:
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for heading in ("network", "batch", "", "over", "required", "measured", ""):
+        shown.add_column(heading, justify="right" if heading in ("batch", "required", "measured") else "left")
+    for one in judged:
+        network = f"{one['model']}, {'×'.join(map(str, one['input_shape']))}{', scan' if one['scan'] else ''}"
+        ratio = "-" if one["measured"] is None else f"{one['measured']:.2f}"
+        required = f"{one['required']:g}"
+        mark = "passed" if one["passed"] else "MISSED"
+        shown.add_row(network, str(one["batch"]), one["what"], one["over"], required, ratio, mark)
+    return shown
+
+
+if __name__ == "__main__":
+    sys.exit(main())
