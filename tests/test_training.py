@@ -324,25 +324,6 @@ def test_use_cpu_cores_comes_first():
     assert "use_cpu_cores: n must be at least 1, got 0" in done.stderr
 
 
-def test_steps_called_without_waiting_do_not_deadlock():
-    """Overlapping executions on several CPU devices abort the process after 40 s; without the step's wait, 2 of 2 times
-    in this form: data on the mesh already, so that nothing else slows the loop down."""
-    done = _python("""
-import jax, jaxcnn, jax.numpy as jnp, optax
-from jax.sharding import NamedSharding, PartitionSpec as P
-jaxcnn.use_cpu_cores(2)
-network, optimizer = jaxcnn.models.source(), optax.sgd(0.1)
-state = jaxcnn.init_train_state(network, optimizer, 0, (8, 8, 1))
-step = jaxcnn.train_step(network, jaxcnn.softmax_cross_entropy, optimizer)
-batch = NamedSharding(step.mesh, P("batch"))
-images, labels = jax.device_put((jnp.zeros((64, 8, 8, 1)), jnp.arange(64) % 10), batch)
-for _ in range(1000):
-    state, metrics = step(state, images, labels)
-print(int(state.step))
-""")
-    assert done.stdout.split() == ["1000"], done.stderr
-
-
 def _noisy(name="noisy"):
     """Adds noise to x, only when training; counts its calls, remembers the mean of x and a key."""
 

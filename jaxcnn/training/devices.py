@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH = "batch"  # the one mesh axis: the samples of a batch
+TURN = threading.RLock()  # who holds it may execute on several CPU devices: the process has one pool of threads for all
 
 
 def use_cpu_cores(n: int | None = None) -> int:
@@ -63,6 +65,8 @@ def must_not_overlap(mesh: Any) -> bool:
     """Whether executions on the mesh have to follow one another strictly.
 
     CPU devices of one process share a pool of threads: of two executions under way at once, one can wait in a
-    collective for a thread that the other holds, and both wait for ever.
+    collective for a thread that the other holds, and both wait for ever. So who executes there holds `TURN`, and waits
+    for the result before letting go. A program of your own with a collective in it does not know of `TURN`: wait for
+    its result before the next step, or make the step's data with it (the step waits for them).
     """
     return isinstance(mesh, Mesh) and mesh.size > 1 and np.ravel(mesh.devices)[0].platform == "cpu"

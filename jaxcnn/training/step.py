@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule, equally_varying
 from jaxcnn.rules.platform import by_platform
-from jaxcnn.training.devices import all_devices, must_not_overlap, place, require_one_axis
+from jaxcnn.training.devices import TURN, all_devices, must_not_overlap, place, require_one_axis
 from jaxcnn.training.metrics import counts_of
 from jaxcnn.training.microbatch import AUTO, automatic, check, parts
 
@@ -175,8 +175,11 @@ class Step:
         if self._is_default:
             return self.jitted(state, *data)
         data = tuple(place(d, self.mesh, spec) for d, spec in zip(data, self.specs, strict=True))
-        result = self.jitted(place(state, self.mesh, P()), *data)
-        return jax.block_until_ready(result) if must_not_overlap(self.mesh) else result
+        state = place(state, self.mesh, P())
+        if not must_not_overlap(self.mesh):
+            return self.jitted(state, *data)
+        with TURN:
+            return jax.block_until_ready(self.jitted(*jax.block_until_ready((state, *data))))
 
     def _require_fresh(self, state: Any) -> None:
         if not isinstance(state, TrainState):
