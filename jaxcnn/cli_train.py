@@ -51,6 +51,8 @@ class Train:
     """Number of classes in a folder of idx files."""
     cores: Annotated[int | None, _WHOLE] = None
     """CPU cores to use (all, or as many as divide the batch); each becomes a device with its share of the batch."""
+    microbatch: Annotated[str, tyro.conf.arg(metavar="auto|INT")] = "auto"
+    """Images of one core that pass through the network at a time; auto: as many as stay in its cache."""
     out: Annotated[Path | None, _FOLDER] = None
     """The run folder, new or empty (runs/DATA-MODEL-seedN-TIME)."""
     resume: Annotated[Path | None, _FOLDER] = None
@@ -69,6 +71,8 @@ def train(arguments: Train) -> int:
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Config)}
     if arguments.data != "digits":  # so that the run can be resumed from any folder
         given["data"] = str(Path(arguments.data).absolute())
+    if arguments.microbatch.isdecimal():
+        given["microbatch"] = int(arguments.microbatch)
     config = Config(**given)
     if arguments.resume is not None:
         config = from_folder(RunFolder(arguments.resume))

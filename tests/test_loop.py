@@ -251,6 +251,9 @@ REFUSED = {
     "no rate": ({"learning_rate": 0.0}, "--learning-rate: got 0.0, required more than 0"),
     "NaN for a rate": ({"learning_rate": math.nan}, "--learning-rate: got nan, required more than 0"),
     "large batch": ({"batch_size": 1438}, "--batch-size: got 1438, required at most the 1437 training images"),
+    "microbatch": ({"microbatch": "all"}, "--microbatch: got all, required auto or a number of images, at least 1"),
+    "no microbatch": ({"microbatch": 0}, "--microbatch: got 0, required auto or a number of images, at least 1"),
+    "microbatch left over": ({"microbatch": 3}, "--microbatch: got 3, required a divisor of each device's 16 images"),
     "odd batch": ({"batch_size": 33}, "--batch-size: got 33, required a multiple of the 2 devices; give another, or"),
     "too small": ({"model": "lenet5"}, "--model lenet5: not for images of 8×8×1: "),
 }

@@ -17,7 +17,6 @@ import jaxcnn
 from jaxcnn.training.step import BACKWARD
 
 BATCH = 128
-MICROBATCH = None  # "auto", as soon as the step knows it
 
 
 class Expected(NamedTuple):
@@ -88,7 +87,7 @@ def faults(found: Program, expected: Expected) -> list[str]:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_on_a_gpu_the_step_is_plain_convolutions(name, backward):
     assert backward in BACKWARD
-    found = lowered(name, "cuda", backward=backward, microbatch=MICROBATCH if backward == "manual" else None)
+    found = lowered(name, "cuda", backward=backward, microbatch="auto" if backward == "manual" else None)
     assert faults(found, NETWORKS[name]) == [], found
 
 

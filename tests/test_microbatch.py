@@ -64,7 +64,9 @@ def test_the_gradient_does_not_depend_on_it(devices, monkeypatch):
     network, optimizer = models.source(), optax.sgd(0.5)
     rng = np.random.default_rng(0)
     images, labels = jnp.asarray(rng.normal(size=(64, 8, 8, 1))), jnp.asarray(rng.integers(0, 10, 64))
-    mesh = jax.make_mesh((devices,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
+    mesh = jax.make_mesh(
+        (devices,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices]
+    )
     results = []
     for microbatch in (None, "auto", 4):
         state = jaxcnn.init_train_state(network, optimizer, 0, (8, 8, 1))

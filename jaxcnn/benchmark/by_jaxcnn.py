@@ -14,8 +14,6 @@ from jaxcnn.benchmark.contestant import STEPS_A_SCAN, Prepared, in_scans, one_by
 from jaxcnn.benchmark.problem import RATE, Problem
 from jaxcnn.training.devices import place
 
-MICROBATCH = 16
-
 
 def prepare(problem: Problem, devices: int, *, scan: bool = False) -> Prepared:
     """`train_step` over one CPU device a core; `train_steps` where `scan`."""
@@ -25,8 +23,7 @@ def prepare(problem: Problem, devices: int, *, scan: bool = False) -> Prepared:
     params = _filled(network.init(jax.random.key(0), problem.network.input_shape)[0], iter(problem.parameters))
     state = state._replace(params=params)
     make = jaxcnn.train_steps if scan else jaxcnn.train_step
-    microbatch = MICROBATCH if problem.network.filters else None
-    step = make(network, jaxcnn.softmax_cross_entropy, optimizer, backward="manual", microbatch=microbatch)
+    step = make(network, jaxcnn.softmax_cross_entropy, optimizer, backward="manual", microbatch="auto")
 
     def with_loss(state, *data):
         state, metrics = step(state, *data)

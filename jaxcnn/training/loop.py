@@ -21,6 +21,7 @@ from jaxcnn.training.checkpoint import RunFolder, params_sha256
 from jaxcnn.training.data import DataSet, enlarged, load_data
 from jaxcnn.training.evaluate import evaluate
 from jaxcnn.training.idx import DataError
+from jaxcnn.training.microbatch import AUTO
 from jaxcnn.training.recipes import RECIPES
 from jaxcnn.training.step import BACKWARD, TrainState, init_train_state, shuffled, train_steps
 
@@ -42,6 +43,7 @@ class Config:
     seed: int = 0
     validation: float = 0.0
     classes: int = 10
+    microbatch: int | str = AUTO
 
     def complete(self) -> Config:
         """With the defaults of the model and the data; raises DataError for a value that makes no sense."""
@@ -60,6 +62,8 @@ class Config:
         for name, least in (("epochs", 1), ("batch_size", 1), ("classes", 2), ("seed", 0), ("weight_decay", 0)):
             if not getattr(full, name) >= least:
                 raise DataError(f"--{name.replace('_', '-')}: got {getattr(full, name)}, required at least {least}")
+        if full.microbatch != AUTO and (isinstance(full.microbatch, str) or full.microbatch < 1):
+            raise DataError(f"--microbatch: got {full.microbatch}, required {AUTO} or a number of images, at least 1")
         if not full.seed < 2**32:
             raise DataError(f"--seed: got {full.seed}, required less than {2**32}")
         if not (full.learning_rate or 0) > 0:
@@ -123,6 +127,9 @@ def prepare(config: Config) -> Run:
             f"--batch-size: got {config.batch_size}, required a multiple of the {jax.device_count()} devices; "
             "give another, or --cores 1"
         )
+    share = config.batch_size // jax.device_count()
+    if isinstance(config.microbatch, int) and config.microbatch < share and share % config.microbatch:
+        raise DataError(f"--microbatch: got {config.microbatch}, required a divisor of each device's {share} images")
     steps_an_epoch = samples // config.batch_size
     network = RECIPES[config.model].network(data.classes)
     data = enlarged(data, RECIPES[config.model].size)
@@ -162,7 +169,8 @@ def train(
     if not resume:
         folder.create(describe(run), state)
     yield check
-    steps = train_steps(run.network, loss, run.optimizer, backward=run.config.backward)
+    how = {"backward": run.config.backward, "microbatch": run.config.microbatch}
+    steps = train_steps(run.network, loss, run.optimizer, **how)
     done = int(state.step)
     while done < run.steps:
         epoch, position = divmod(done, run.steps_an_epoch)
