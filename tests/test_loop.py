@@ -94,7 +94,9 @@ def test_manual_and_autodiff_end_with_equal_losses(tmp_path, monkeypatch):
     ran, ends = [], []
     train_steps = loop.train_steps
     monkeypatch.setattr(
-        loop, "train_steps", lambda *a, backward: ran.append(backward) or train_steps(*a, backward=backward)
+        loop,
+        "train_steps",
+        lambda *a, backward, **how: ran.append(backward) or train_steps(*a, backward=backward, **how),
     )
     for backward in ("manual", "autodiff"):
         *_, end = train(loop.prepare(Config(epochs=1, backward=backward)), tmp_path / backward)

@@ -30,9 +30,6 @@ NETWORKS = {
     "two_conv": Expected((28, 28, 1), 2, 2, 28 * 28 * 32),
     "resnet20": Expected((32, 32, 3), 21, 1, 32 * 32 * 16),
 }
-TODAY = pytest.param(
-    "manual", marks=pytest.mark.xfail(strict=True, reason="filter gradients are patches and matrix products everywhere")
-)
 
 
 class Program(NamedTuple):
@@ -83,7 +80,7 @@ def faults(found: Program, expected: Expected) -> list[str]:
     return [name for name, right in checks.items() if not right]
 
 
-@pytest.mark.parametrize("backward", [TODAY, "autodiff"])
+@pytest.mark.parametrize("backward", BACKWARD)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_on_a_gpu_the_step_is_plain_convolutions(name, backward):
     assert backward in BACKWARD

@@ -276,7 +276,7 @@ def test_evaluate_refuses_a_label_outside_the_classes():
     [
         ({"backward": "magic"}, r"train_step: backward must be one of manual, autodiff, got 'magic'"),
         ({"microbatch": 0}, r"train_step: microbatch must be at least 1, got 0"),
-        ({"microbatch": 2.0}, r"train_step: microbatch must be a whole number, "auto" or None, got 2.0"),
+        ({"microbatch": 2.0}, r'train_step: microbatch must be a whole number, "auto" or None, got 2.0'),
     ],
 )
 def test_train_step_refuses(options, message):

@@ -12,7 +12,8 @@ from jax import lax
 def by_platform(cpu: Callable[..., Any], elsewhere: Callable[..., Any], *arrays: Any) -> Any:
     """`cpu(*arrays)` or `elsewhere(*arrays)`: chosen when the program is lowered, for the platform it is lowered for.
 
-    Both must compute the same. Nothing is asked of the machine at hand: a program lowered here for a TPU has the other form.
+    Both must compute the same. Nothing is asked of the machine at hand: a program lowered here for a TPU has the other
+    form.
 
     >>> import jax, jax.numpy as jnp
     >>> double = jax.jit(lambda x: by_platform(lambda x: x + x, lambda x: jnp.exp2(1.0) * x, x))

@@ -93,16 +93,12 @@ def max_pool_backward(residuals: MaxPoolResiduals, dy: Array, *, window, stride,
         few = len(g.taps) <= 256
         # On a CPU choices are fast among numbers of one width (bfloat16 counts to 256); elsewhere fewer bytes are.
         on_cpu = functools.partial(_to_first, g=g, dtype=x.dtype if few else jnp.int32, keep=materialised)
-        elsewhere = functools.partial(
-            _to_first, g=g, dtype=jnp.uint8 if few else jnp.int32, keep=lambda f, *arrays: f(*arrays)
-        )
+        elsewhere = functools.partial(_to_first, g=g, dtype=jnp.uint8 if few else jnp.int32, keep=_as_it_is)
         dx = by_platform(on_cpu, elsewhere, x4, y4, dy4)
     else:
         won = _won(x4, y4, g)
-        if ties == "split":
-            dy4 = dy4 / functools.reduce(
-                jnp.add, (w.astype(jnp.int32) for w in won)
-            )  # bfloat16 cannot count beyond 256
+        if ties == "split":  # bfloat16 cannot count beyond 256
+            dy4 = dy4 / functools.reduce(jnp.add, (w.astype(jnp.int32) for w in won))
         dx = functools.reduce(jnp.add, (untap(jnp.where(w, dy4, 0), p, g) for w, p in zip(won, g.taps, strict=True)))
     return (dx.reshape(x.shape),)
 
@@ -124,6 +120,10 @@ def _to_first(x: Array, y: Array, dy: Array, g: Geometry, dtype, keep: Callable[
         return place
 
     return untap_one(keep(first, x, y), dy, g)
+
+
+def _as_it_is(function: Callable[..., Array], *arrays: Array) -> Array:
+    return function(*arrays)
 
 
 def max_pool_reference(x, *, window=2, stride=None, padding="VALID", ties="first"):

@@ -117,10 +117,9 @@ def untap_one(place: Array, dy: Array, g: Geometry) -> Array:
     between = tuple(range(2, 2 + 2 * len(g.window), 2))
     dx = jnp.where(jnp.expand_dims(place, between) == taps, jnp.expand_dims(dy, between), 0)
     filled = [out * w for out, w in zip(g.output, g.window, strict=True)]
-    config = [(-low, size + low - n, 0) for (low, _), size, n in zip(g.padding, g.size, filled, strict=True)]
-    return lax.pad(
-        dx.reshape(dy.shape[0], *filled, dy.shape[-1]), np.zeros((), dy.dtype), [(0, 0, 0), *config, (0, 0, 0)]
-    )
+    ends = [(-low, size + low - n, 0) for (low, _), size, n in zip(g.padding, g.size, filled, strict=True)]
+    dx = dx.reshape(dy.shape[0], *filled, dy.shape[-1])
+    return lax.pad(dx, np.zeros((), dy.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
 
 
 def stretched(dy: Array, g: Geometry) -> Array:

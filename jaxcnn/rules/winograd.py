@@ -4,12 +4,14 @@ A row is cut into tiles. One tile gives m = 4 outputs of r = 3 filter values and
 
     y = Aᵀ [(G w) ⊙ (B x)]          6 multiplications where the definition has 12.
 
-Why: as polynomials, outputs of a tile are coefficients of a product's transpose, and a product of degree 5 is known from its
-values at 6 points; G evaluates the filter there, B and Aᵀ are the transposes of interpolating and evaluating. Channels and the
-other axes are summed between the two, in the place of ⊙: one ordinary convolution, of a filter 1 wide, for each point.
+Why: seen as polynomials, the outputs of a tile come from the transpose of a product, and a product of degree 5 is known
+from its values at 6 points; G evaluates the filter there, B and Aᵀ are the transposes of interpolation and evaluation.
+Channels and the other axes are summed between the two, in the place of ⊙: one ordinary convolution, of a filter 1 wide,
+for each point.
 
 The points are 0, ±3/4, ±3/2 and infinity: their powers are exact in binary and near 1, so that in float32 the result is
-about as exact as the definition's (with the usual 0, ±1, ±2, ∞ it loses a digit). NaN and infinity reach all outputs of a tile.
+about as exact as the definition's (with the usual 0, ±1, ±2, ∞ its error is more than twice that). NaN and infinity
+reach all outputs of a tile.
 
 Source: Winograd, "Arithmetic complexity of computations", 1980; Lavin and Gray, "Fast algorithms for convolutional
 neural networks", CVPR 2016, who take tiles in both axes: in one alone the transforms cost a few passes over the image.
@@ -45,7 +47,7 @@ def convolve(images: Array, filters: Array, g: Geometry, correlate: Callable[[Ar
 
     `correlate` is the same by its definition; it is given filters h×1×C×n.
     """
-    transformed = _at_points(_G, jnp.moveaxis(filters, -3, 0))
+    transformed = _at_points(_G, list(jnp.moveaxis(filters, -3, 0)))
     inner = _without_tiles(g)
     products = [
         correlate(x, jnp.expand_dims(w, -3), inner) for x, w in zip(_of_tiles(images, g), transformed, strict=True)
@@ -76,7 +78,9 @@ def _of_tiles(images: Array, g: Geometry) -> list[Array]:
 
 
 def _cut(x: Array, before: int, count: int, tiles: int) -> list[Array]:
-    """The first, second, ... value of each tile, `count` of them; the tiles begin every M places, `before` too early."""
+    """The first, second, ... value of each tile, `count` of them; the tiles begin every M places, the first `before`
+    places before the row.
+    """
     *others, width, channels = x.shape
     whole = tiles + (count > M)  # tiles of more than M values reach into the next one
     config = [(0, 0, 0)] * x.ndim
@@ -119,7 +123,7 @@ def _matrices(points: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarr
     last = np.eye(M + R - 1)[-1:]
     a = np.vander([*points, 0.0], M, increasing=True)
     g = np.vander([*points, 0.0], R, increasing=True) / [[d] for d in [*distances, 1.0]]
-    b = np.array([np.polynomial.polynomial.polyfromroots(rest).tolist() + [0.0] for rest in others])
+    b = np.array([[*np.polynomial.polynomial.polyfromroots(rest), 0.0] for rest in others])
     a[-1], g[-1] = last[0, -M:], last[0, -R:]
     return a, g, np.vstack([b, np.polynomial.polynomial.polyfromroots(points)])
 
