@@ -93,11 +93,7 @@ def test_the_last_line_describes_the_last_checkpoint(run, whole):
 def test_manual_and_autodiff_end_with_equal_losses(tmp_path, monkeypatch):
     ran, ends = [], []
     train_steps = loop.train_steps
-    monkeypatch.setattr(
-        loop,
-        "train_steps",
-        lambda *a, backward, **how: ran.append(backward) or train_steps(*a, backward=backward, **how),
-    )
+    monkeypatch.setattr(loop, "train_steps", lambda *a, **how: ran.append(how["backward"]) or train_steps(*a, **how))
     for backward in ("manual", "autodiff"):
         *_, end = train(loop.prepare(Config(epochs=1, backward=backward)), tmp_path / backward)
         ends.append(end.metrics)

@@ -1,7 +1,7 @@
 """The three sums of convolution, over any number of spatial axes: forward, by the image, by the filters.
 
-Each in the form of its definition, which XLA's compilers for GPU and TPU turn into their own best, and in forms that are
-fast on a CPU. There two things cost: a convolution that is not written as N×H×W×C with h×w×C×n falls back to plain
+Each in the form of its definition, which XLA's compilers for GPU and TPU turn into their own best, and in forms that
+are fast on a CPU. There two things cost: a convolution that is not written as N×H×W×C with h×w×C×n falls back to plain
 loops inside `lax.scan`, and one of few channels and few filters leaves the processor's vectors half empty. H×W and h×w
 stand for all axes.
 """
@@ -54,9 +54,7 @@ def turned(filters: Array) -> jax.Array:
 # By definition. Inside, filters are h×w×(C/groups)×n, the only layout that is fast everywhere.
 
 
-def _by_definition(
-    images: jax.Array, filters: jax.Array, g: Geometry, groups: int = 1, stretch: tuple[int, ...] | None = None
-) -> jax.Array:
+def _by_definition(images, filters, g: Geometry, groups: int = 1, stretch: tuple[int, ...] | None = None):
     """XLA's own convolution, of images that are stretched first where `stretch` says so."""
     spatial = "DHW"[-len(g.size) :]
     return lax.conv_general_dilated(
@@ -71,7 +69,7 @@ def _by_definition(
     )
 
 
-def _filter_gradient_by_definition(images: jax.Array, dy: jax.Array, g: Geometry, groups: int) -> jax.Array:
+def _filter_gradient_by_definition(images, dy, g: Geometry, groups: int):
     """The convolution of the images with filters as large as dy, in which images and channels change places."""
     spatial = "DHW"[-len(g.size) :]
     around = _of_filters(g)
@@ -97,7 +95,7 @@ def _of_filters(g: Geometry) -> Geometry:
 # On a CPU.
 
 
-def _correlate_on_cpu(images: jax.Array, filters: jax.Array, g: Geometry, groups: int) -> jax.Array:
+def _correlate_on_cpu(images, filters, g: Geometry, groups: int):
     channels, features = filters.shape[-2:]
     if winograd.pays(g, groups, channels, features, images.dtype):
         return winograd.convolve(images, filters, g, _by_definition)
@@ -115,7 +113,7 @@ def _columns_at_once(g: Geometry, groups: int, channels: int, features: int) -> 
     return max(r for r in (1, 2, 4) if g.output[-1] % r == 0 and (r == 1 or r * features <= enough))
 
 
-def _correlate_by_columns(images: jax.Array, filters: jax.Array, g: Geometry, columns: int) -> jax.Array:
+def _correlate_by_columns(images, filters, g: Geometry, columns: int):
     """Some neighbouring columns of the output as the channels of one: each filter as many times, moved along."""
     along = [(0, 0)] * filters.ndim
     moved = []
@@ -127,7 +125,7 @@ def _correlate_by_columns(images: jax.Array, filters: jax.Array, g: Geometry, co
     return y.reshape(images.shape[0], *g.output, filters.shape[-1])
 
 
-def _image_gradient_on_cpu(dy: jax.Array, exchanged: jax.Array, g: Geometry, groups: int) -> jax.Array:
+def _image_gradient_on_cpu(dy, exchanged, g: Geometry, groups: int):
     # XLA would fold the turning back into the convolution, which is then of the slow kind.
     exchanged = lax.optimization_barrier(exchanged)
     around = turned_around(g)
@@ -140,7 +138,7 @@ def _image_gradient_on_cpu(dy: jax.Array, exchanged: jax.Array, g: Geometry, gro
     return _correlate_on_cpu(dy, exchanged, around._replace(size=dy.shape[1:-1]), groups)
 
 
-def _filter_gradient_on_cpu(images: jax.Array, dy: jax.Array, g: Geometry, groups: int) -> jax.Array:
+def _filter_gradient_on_cpu(images, dy, g: Geometry, groups: int):
     samples, *_, channels = images.shape
     features = dy.shape[-1]
     if min(channels, features) >= 32 and winograd.pays(g, groups, channels, features, images.dtype):
@@ -156,7 +154,7 @@ def _filter_gradient_on_cpu(images: jax.Array, dy: jax.Array, g: Geometry, group
     return dw.reshape(features, *g.window, channels // groups)
 
 
-def patches(images: jax.Array, g: Geometry) -> jax.Array:
+def patches(images: Array, g: Geometry) -> Array:
     """All taps side by side as channels: N×Ho×Wo×(h·w·C)."""
     padded = lax.pad(images, np.zeros((), images.dtype), [(0, 0, 0), *((*p, 0) for p in g.padding), (0, 0, 0)])
     return jnp.concatenate([tap(padded, place, g) for place in g.taps], axis=-1)
