@@ -74,6 +74,8 @@ def _convolutions() -> list[Case]:
         case(conv2d, "depthwise, two filters a channel", image, normal(8, 3, 3, 1), normal(8), groups=4, stride=2),
         case(conv2d, "one pixel", normal(2, 1, 1, 4), filters, bias),
         case(conv2d, "one channel, one image", normal(1, 6, 5, 1), normal(1, 3, 3, 1), normal(1)),
+        case(conv2d, "many channels and filters", normal(2, 3, 8, 32), normal(32, 2, 3, 32), normal(32)),
+        case(conv2d, "many images, few filters", normal(8, 4, 6, 3), normal(4, 3, 3, 3), normal(4)),
         case(conv2d, "zeros and ties", tied(2, 6, 5, 4), tied(6, 3, 3, 4), tied(6)),
         case(conv2d, "values 1e15", lambda g: 1e15 * image(g), filters, bias),
         case(conv2d, "values 1e-15", lambda g: 1e-15 * image(g), filters, bias),
