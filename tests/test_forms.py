@@ -1,4 +1,4 @@
-"""Each form that a rule has for a CPU, and the one for other platforms, forced on this CPU: all equal the definition."""
+"""Each form that a rule has for a CPU, and the one for other platforms, forced on this CPU: all are the definition."""
 
 import functools
 import re

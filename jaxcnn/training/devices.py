@@ -58,7 +58,12 @@ def require_one_axis(function: str, mesh: Any) -> None:
 
 def place(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
     """The arrays on the mesh; those that are there already are not copied."""
-    return jax.device_put(tree, NamedSharding(mesh, spec))
+    there = NamedSharding(mesh, spec)
+
+    def move(array):  # `device_put` takes 15 µs to find that there is nothing to do
+        return array if getattr(array, "sharding", None) == there else jax.device_put(array, there)
+
+    return jax.tree.map(move, tree)
 
 
 def must_not_overlap(mesh: Any) -> bool:
