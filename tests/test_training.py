@@ -485,3 +485,13 @@ def test_lists_are_taken_as_arrays():
     step = jaxcnn.train_step(NETWORK, LOSS, OPTIMIZER)
     a, b = (step(new_state(), images, given)[1] for given in (labels, labels.tolist()))
     close(a, b)
+
+
+def test_the_devices_meet_once_for_all_small_arrays():
+    """One sum of the floats, one of the counts, one of the large matrix: 3, for 9 arrays of gradients and metrics."""
+    network = jaxcnn.models.source()
+    step = jaxcnn.train_step(network, LOSS, OPTIMIZER, mesh=mesh_of(2))
+    state = jax.eval_shape(lambda: jaxcnn.init_train_state(network, OPTIMIZER, 0, (8, 8, 1)))
+    data = jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.float32), jax.ShapeDtypeStruct((8,), jnp.int32)
+    assert len(jax.tree.leaves(state.params)) + 3 == 9
+    assert step.lower(state, *data).as_text().count("stablehlo.all_reduce") == 3
