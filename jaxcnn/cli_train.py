@@ -64,7 +64,7 @@ def train(arguments: Train) -> int:
     from rich.console import Console
 
     from jaxcnn.training.checkpoint import RunFolder
-    from jaxcnn.training.devices import available_cores, use_cpu_cores
+    from jaxcnn.training.devices import available_cores, keep_compiled_programs, use_cpu_cores
     from jaxcnn.training.loop import Config, Diverged, Interrupted, finished, from_folder, new_folder, prepare
 
     console = Console(highlight=False, markup=False, soft_wrap=True)  # a path may hold brackets
@@ -84,6 +84,7 @@ def train(arguments: Train) -> int:
     if cores is None:  # a default must do on any machine
         cores = max(n for n in range(1, available_cores() + 1) if config.batch_size % n == 0)
     use_cpu_cores(cores)
+    keep_compiled_programs()
     run = prepare(config)
     if arguments.resume is not None and (last := finished(run, folder)) is not None:
         console.print(f"{folder.path} is finished: test accuracy {last['test_accuracy']:.2%}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -43,6 +44,26 @@ def use_cpu_cores(n: int | None = None) -> int:
 def available_cores() -> int:
     """How many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def keep_compiled_programs() -> None:
+    """From now on jax keeps each program that it compiles, for the next process that needs it.
+
+    In the folder of JAX_COMPILATION_CACHE_DIR where that is set, else in the user's cache folder; in none where that
+    cannot be written to.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        try:
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxcnn"
+            folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, RuntimeError):  # no home
+            return
+        if not os.access(folder, os.W_OK):
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    # Also those that were compiled quickly: a short run has dozens of them.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def all_devices() -> Mesh:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxcnn.layers import Layer
@@ -140,7 +141,7 @@ def prepare(config: Config) -> Run:
     )
     size = data.train.images.shape[1:]
     try:
-        state = init_train_state(network, optimizer, config.seed, size)
+        state = _initial_state(network, optimizer, config.seed, size)
     except ValueError as error:
         raise DataError(f"--model {config.model}: not for images of {'×'.join(map(str, size))}: {error}") from None
     return Run(config, data, network, optimizer, state, steps_an_epoch)
@@ -161,11 +162,11 @@ def train(
     images, labels = (jnp.asarray(a) for a in run.data.train)
     loss = softmax_cross_entropy
     sums = {"loss": 0.0, "seconds": 0.0}
-    state = jax.tree.map(jnp.copy, run.state)  # the step donates its state; the run's own is not ours to give away
+    state = _copied(run.state)  # the step donates its state; the run's own is not ours to give away
     if resume:
         state, sums = folder.resume(run.state)
-    first = shuffled(len(labels), run.config.batch_size, seed=run.config.seed, epoch=0)[0]
-    check = _gradient_check(run, images[first], labels[first])
+    first = _order(run, 0)[0]
+    check = _gradient_check(run, *(a[first] for a in run.data.train))
     if not resume:
         folder.create(describe(run), state)
     yield check
@@ -174,7 +175,7 @@ def train(
     done = int(state.step)
     while done < run.steps:
         epoch, position = divmod(done, run.steps_an_epoch)
-        order = shuffled(len(labels), run.config.batch_size, seed=run.config.seed, epoch=epoch)
+        order = _order(run, epoch)
         while position < run.steps_an_epoch:
             chosen = order[position : position + CHUNK]
             start = time.perf_counter()
@@ -195,6 +196,25 @@ def train(
         yield EpochEnd(line)
         if done < run.steps and stop():
             raise Interrupted(f"step {done} of {run.steps}")
+
+
+# In a short run compilation takes the time, even of programs that are only fetched from jax's cache. So what comes
+# before the first step is a few programs, not one for each operation, and the rest is done by NumPy.
+
+
+def _initial_state(network: Layer, optimizer, seed: int, input_shape: tuple[int, ...]) -> TrainState:
+    """`init_train_state` as one program."""
+    return jax.jit(lambda seed: init_train_state(network, optimizer, seed, input_shape))(np.uint32(seed))
+
+
+@jax.jit
+def _copied(state: TrainState) -> TrainState:
+    return jax.tree.map(jnp.copy, state)
+
+
+def _order(run: Run, epoch: int) -> np.ndarray:
+    samples = len(run.data.train.labels)
+    return np.asarray(shuffled(samples, run.config.batch_size, seed=run.config.seed, epoch=epoch))
 
 
 def finished(run: Run, folder: RunFolder) -> dict[str, Any] | None:
@@ -241,7 +261,7 @@ def _gradient_check(run: Run, images, labels) -> GradientCheck:
         given = (state.params, state.state, images, labels, state.key)
         return [pass_(run.network, softmax_cross_entropy, 1.0, *given)[1][0] for pass_ in BACKWARD.values()]
 
-    by_hand, by_autodiff = map(jax.tree.leaves_with_path, by_each(run.state, images, labels))
+    by_hand, by_autodiff = map(jax.tree.leaves_with_path, jax.device_get(by_each(run.state, images, labels)))
     pairs = zip(by_hand, by_autodiff, strict=True)
     return GradientCheck({_name(path): _relative_difference(hand, auto) for (path, hand), (_, auto) in pairs})
 
@@ -251,8 +271,8 @@ def _name(path) -> str:
 
 
 def _relative_difference(a, b) -> float:
-    largest = float(jnp.abs(b).max())
-    difference = float(jnp.abs(a - b).max())
+    largest = float(np.abs(b).max())
+    difference = float(np.abs(a - b).max())
     return difference / largest if largest else difference
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -150,8 +151,12 @@ def shuffled(samples: int, batch: int, *, seed: int, epoch: int) -> jax.Array:
     """
     if not 1 <= batch <= samples:
         raise ValueError(f"shuffled: batch must be from 1 to the number of samples, {samples}; got {batch}")
-    order = jax.random.permutation(jax.random.fold_in(jax.random.key(seed), epoch), samples)
-    return order[: samples // batch * batch].reshape(-1, batch)
+    return _batches(jax.random.fold_in(jax.random.key(seed), epoch), samples, batch)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _batches(key: jax.Array, samples: int, batch: int) -> jax.Array:
+    return jax.random.permutation(key, samples)[: samples // batch * batch].reshape(-1, batch)
 
 
 class Step:
