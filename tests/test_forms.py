@@ -95,7 +95,11 @@ def test_convolution(what, form, used, rng):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("static", [{}, {"window": 3, "stride": 2}, {"window": (2, 3), "padding": "SAME"}], ids=str)
+@pytest.mark.parametrize(
+    "static",
+    [{}, {"window": 3, "stride": 2}, {"window": (2, 3), "padding": "SAME"}, {"window": 3, "padding": ((1, 1), (2, 0))}],
+    ids=str,
+)
 @pytest.mark.parametrize("ties", ["first", "split"])
 def test_max_pool(static, ties, form, rng):
     assert form in FORMS
