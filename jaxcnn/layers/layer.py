@@ -159,10 +159,14 @@ def Identity(*, name: str = "identity") -> Layer:
     >>> Identity().init(jax.random.key(0), (4, 4, 2))
     ({}, {}, (4, 4, 2))
     """
-    return from_rule(_IDENTITY, name)
 
+    def forward(x):
+        return x, ()
 
-_IDENTITY = Rule(lambda x: (x, ()), lambda residuals, dy: (dy,), "identity", batch_axes=(0,))
+    def backward(residuals, dy):
+        return (dy,)
+
+    return from_rule(Rule(forward, backward, "identity", batch_axes=(0,)), name)
 
 
 class ModeResiduals(NamedTuple):
