@@ -11,9 +11,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 # They move values, name them anew or make keys, and compute nothing.
 MOVEMENTS = frozenset((
     "bitcast_convert_type", "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p",
-    "dynamic_slice", "dynamic_update_slice", "expand_dims", "gather", "iota", "optimization_barrier", "pad", "platform_index",
-    "random_fold_in", "random_split", "random_unwrap", "random_wrap", "reshape", "rev", "scatter", "slice", "split",
-    "squeeze", "stop_gradient", "transpose",
+    "dynamic_slice", "dynamic_update_slice", "expand_dims", "gather", "iota", "optimization_barrier", "pad",
+    "platform_index", "random_fold_in", "random_split", "random_unwrap", "random_wrap", "reshape", "rev", "scatter",
+    "slice", "split", "squeeze", "stop_gradient", "transpose",
 ))  # fmt: skip
 CALLED = ("jaxpr", "call_jaxpr", "body_jaxpr", "branches")  # where a primitive keeps the programs that it runs
 
