@@ -11,7 +11,7 @@ from jaxcnn.layers import Layer
 from jaxcnn.rules.window import is_whole
 
 AUTO = "auto"
-SAVED = 4 * 2**20  # bytes of residuals: as much as stays in a core's cache between the two passes, measured
+SAVED = 2 * 2**20  # bytes of residuals: as much as stays in a core's cache between the two passes, measured
 FEW = 8  # images: of fewer, matrix products are too small
 
 
