@@ -52,7 +52,7 @@ def keep_compiled_programs() -> None:
     In the folder of JAX_COMPILATION_CACHE_DIR where that is set, else in the user's cache folder; in none where that
     cannot be written to.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         try:
             folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxcnn"
             folder.mkdir(parents=True, exist_ok=True)

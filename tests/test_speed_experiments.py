@@ -1,0 +1,146 @@
+"""The experiments on speed beside the bench: how cost grows, and a whole run; on small numbers."""
+
+import gzip
+import importlib
+import importlib.util
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "experiments" / "speed"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder():
+    """The modules are imported as their own runs import them: from their folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        yield
+
+
+@pytest.fixture
+def growth():
+    return importlib.import_module("growth")
+
+
+@pytest.fixture
+def whole_run():
+    return importlib.import_module("whole_run")
+
+
+@pytest.fixture
+def fashion(tmp_path) -> Path:
+    """Four files like Fashion-MNIST's, of few images: of class k the k-th row is bright."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 256), ("t10k", 2000)):
+        labels = rng.integers(0, 10, count).astype(np.uint8)
+        images = rng.integers(0, 50, (count, 28, 28)).astype(np.uint8)
+        images[np.arange(count), 2 * labels] = 250
+        for kind, axes, values in (("images", "idx3", images), ("labels", "idx1", labels)):
+            header = struct.pack(f">I{values.ndim}I", 0x800 + values.ndim, *values.shape)
+            file = tmp_path / f"{split}-{kind}-{axes}-ubyte.gz"
+            file.write_bytes(gzip.compress(header + values.tobytes(), 1))
+    return tmp_path
+
+
+@pytest.mark.parametrize("program", ["jaxcnn", "PyTorch"])
+def test_each_program_learns_from_the_files(whole_run, program, fashion, monkeypatch):
+    if program == "PyTorch" and importlib.util.find_spec("torch") is None:
+        pytest.skip("PyTorch is not installed")
+    monkeypatch.setattr(whole_run, "BATCH", 32)
+    ran = whole_run.run(program, fashion, seed=0, epochs=8)
+    assert ran[:2] == (program, 0)
+    assert ran.accuracy > 0.9
+    assert ran.seconds > 0.5
+
+
+def test_the_peers_program_has_nothing_of_jax(whole_run):
+    text = whole_run.PROGRAMS["PyTorch"].read_text()
+    assert not [line for line in text.splitlines() if "import" in line and "jax" in line]
+
+
+@pytest.fixture
+def programs(whole_run, tmp_path, monkeypatch):
+    """Sets what each program prints, and how long it waits before that."""
+
+    def set_to(**said: tuple[float, str]) -> None:
+        for name, (seconds, text) in said.items():
+            (tmp_path / f"{name}.py").write_text(f"import time\ntime.sleep({seconds})\nprint({text!r}, flush=True)\n")
+        monkeypatch.setattr(whole_run, "PROGRAMS", {name: tmp_path / f"{name}.py" for name in said})
+
+    return set_to
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "passed"),
+    [
+        ((0.0, "accuracy 0.9000"), (0.5, "accuracy 0.9100"), True),
+        ((0.0, "accuracy 0.8999"), (0.5, "accuracy 0.9100"), False),
+        ((0.0, "accuracy 0.9000"), (0.5, "accuracy 0.8000"), False),
+        ((0.5, "accuracy 0.9000"), (0.5, "accuracy 0.9000"), False),
+    ],
+)
+def test_both_must_reach_the_accuracy_and_one_the_ratio(whole_run, programs, tmp_path, capsys, ours, theirs, passed):
+    programs(jaxcnn=ours, PyTorch=theirs)
+    assert whole_run.main(["--quick", "--out", str(tmp_path / "out")]) == (0 if passed else 1)
+    record = json.loads((tmp_path / "out" / "whole_run.json").read_text())
+    assert record["passed"] == passed
+    seconds = record["median_seconds"]
+    assert record["ratio"] == pytest.approx(seconds["jaxcnn"] / seconds["PyTorch"])
+    assert [(r["program"], r["seed"]) for r in record["runs"]] == [("jaxcnn", 0), ("PyTorch", 0)]
+    assert "required 0.67" in capsys.readouterr().out
+
+
+def test_a_program_that_fails_is_no_result(whole_run, programs, tmp_path):
+    programs(jaxcnn=(0, "out of luck"))
+    with pytest.raises(RuntimeError, match=r"jaxcnn: ended without an accuracy: out of luck"):
+        whole_run.run("jaxcnn", tmp_path, 0, 1)
+
+
+def test_the_median_is_over_a_programs_own_seeds(whole_run):
+    Ran = whole_run.Ran
+    runs = [Ran("jaxcnn", s, 0.9, t) for s, t in enumerate((1.0, 5.0, 2.0))] + [Ran("PyTorch", 0, 0.9, 9.0)]
+    assert (whole_run.median(runs, "jaxcnn"), whole_run.median(runs, "PyTorch")) == (2.0, 9.0)
+
+
+def test_operations_are_those_of_the_three_products_of_each_layer(growth):
+    """two_conv on 28×28: multiplications of the forward pass layer by layer, as many for each of the two gradients."""
+    first, second, dense = 28 * 28 * 9 * 32, 14 * 14 * 9 * 32 * 64, 3136 * 128 + 128 * 10
+    assert growth.Point(512, 28, 32).operations == 2 * 512 * (2 * first + 3 * second + 3 * dense)
+
+
+def test_a_cliff_is_a_jump_of_the_time_of_one_operation(growth):
+    points = [growth.Point(batch=batch) for batch in (16, 32, 64, 128)]
+    times = (1.0, 2.0, 8.1, 8.0)  # by operation: the same, 2.025 times, half
+    measured = [growth.Measured(p, t, 1.0) for p, t in zip(points, times, strict=True)]
+    assert growth.cliffs("batch", measured) == [
+        {"sweep": "batch", "from": 32, "to": 64, "factor": pytest.approx(2.025)}
+    ]
+
+
+def test_growth_measures_and_draws(growth, tmp_path, monkeypatch, capsys):
+    Point = growth.Point
+    sweeps = {"batch": [Point(2, 8, 2), Point(4, 8, 2)], "size": [Point(2, 4, 2)], "channels": [Point(2, 4, 1)]}
+    monkeypatch.setattr(growth, "points", lambda sweep, quick: sweeps[sweep])
+    monkeypatch.setattr(growth.jaxcnn, "use_cpu_cores", lambda: 2)  # this process has used its devices already
+    monkeypatch.setattr(growth, "SECONDS", 0.0)
+    monkeypatch.setattr(growth, "MATRIX", 64)
+    monkeypatch.setattr(growth, "MOST_OPERATIONS", Point(4, 8, 2).operations - 1)
+    assert growth.main(["--quick", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "growth.json").read_text())
+    assert [m["batch"] for m in record["sweeps"]["batch"]] == [2]
+    assert record["left_out"] == [{"batch": 4, "size": 8, "channels": 2}]
+    assert "left out: {'batch': 4, 'size': 8, 'channels': 2}" in capsys.readouterr().out
+    assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+def test_a_cliff_makes_growth_fail(growth, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(growth.jaxcnn, "use_cpu_cores", lambda: 2)
+    steep = {16: 1.0, 64: 100.0, 256: 100.0}
+    measured = lambda sweep: [growth.Measured(p, steep.get(p.batch, 1.0), 0.5) for p in sweep]  # noqa: E731
+    monkeypatch.setattr(growth, "measure", measured)
+    assert growth.main(["--quick", "--out", str(tmp_path)]) == 1
+    assert "cliff: batch 16 to 64: 25.0 times" in capsys.readouterr().out
