@@ -11,8 +11,6 @@ import optax
 
 import jaxcnn
 
-MICROBATCH = 16  # "auto", as soon as train_steps knows it
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -30,7 +28,7 @@ def main() -> None:
     steps = len(images) // options.batch
     network = jaxcnn.models.two_conv()
     optimizer = optax.adam(optax.linear_schedule(options.rate, 0.0, options.epochs * steps))
-    run = jaxcnn.train_steps(network, jaxcnn.softmax_cross_entropy, optimizer, microbatch=MICROBATCH)
+    run = jaxcnn.train_steps(network, jaxcnn.softmax_cross_entropy, optimizer, microbatch="auto")
     state = jaxcnn.init_train_state(network, optimizer, options.seed, images.shape[1:])
     images, labels = jax.device_put((images, labels), jax.NamedSharding(run.mesh, jax.P()))
     for epoch in range(options.epochs):

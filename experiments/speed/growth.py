@@ -30,7 +30,6 @@ from rich.table import Table
 import jaxcnn
 from jaxcnn.benchmark.surroundings import surroundings
 
-MICROBATCH = 16  # "auto", as soon as train_step knows it
 CLIFF = 2.0
 MOST_OPERATIONS = 5e11  # a point with more is left out: seconds for one step
 SECONDS, MOST_STEPS = 2.0, 30  # a point is measured for so long, at least 3 steps
@@ -144,7 +143,7 @@ def step_times(point: Point) -> Iterator[float]:
     network, optimizer = network_of(point), optax.sgd(0.01)
     shape = (point.size, point.size, 1)
     state = jaxcnn.init_train_state(network, optimizer, 0, shape)
-    step = jaxcnn.train_step(network, jaxcnn.softmax_cross_entropy, optimizer, microbatch=MICROBATCH)
+    step = jaxcnn.train_step(network, jaxcnn.softmax_cross_entropy, optimizer, microbatch="auto")
     rng = np.random.default_rng(0)
     images, labels = rng.normal(size=(point.batch, *shape)).astype(np.float32), rng.integers(0, 10, point.batch)
     images, labels = jax.device_put((images, labels), jax.NamedSharding(step.mesh, jax.P("batch")))
