@@ -28,7 +28,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     (images, labels), (test_images, test_labels) = read(options.data, options.validate)
     steps = len(images) // options.batch
-    model = two_conv().to(memory_format=torch.channels_last)
+    model = two_conv().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.Adam(model.parameters(), lr=options.rate, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, options.epochs * steps)
     apply = torch.compile(model) if options.compile else model
@@ -60,7 +60,7 @@ def two_conv() -> nn.Sequential:
     for layer in model:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
