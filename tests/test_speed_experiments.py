@@ -144,3 +144,12 @@ def test_a_cliff_makes_growth_fail(growth, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(growth, "measure", measured)
     assert growth.main(["--quick", "--out", str(tmp_path)]) == 1
     assert "cliff: batch 16 to 64: 25.0 times" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", ["growth", "whole_run"])
+def test_help_is_printed(script, request, capsys):
+    """A lone % in a help text is an error of argparse, and only here."""
+    with pytest.raises(SystemExit) as end:
+        request.getfixturevalue(script).main(["--help"])
+    assert end.value.code == 0
+    assert "--quick" in capsys.readouterr().out

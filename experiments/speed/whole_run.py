@@ -42,7 +42,7 @@ class Ran(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, one epoch: no 90 % to be expected")
+    parser.add_argument("--quick", action="store_true", help="one seed, one epoch: no 90 %% to be expected")
     parser.add_argument("--out", type=Path, default=HERE, metavar="DIR", help="for whole_run.json")
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), metavar="DIR")
     options = parser.parse_args(arguments)
