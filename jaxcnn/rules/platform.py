@@ -34,6 +34,5 @@ def materialised(function: Callable[..., Any], *arrays: Any) -> Any:
     >>> materialised(jnp.add, jnp.ones(2), 1.0)
     Array([2., 2.], dtype=float32)
     """
-
     chosen = jnp.ravel(arrays[0])[:1].sum() > 0
     return lax.cond(chosen, function, function, *arrays)
