@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxcnn.rule import Array, Rule
 from jaxcnn.rules.dtypes import require_equal_floats
+from jaxcnn.rules.platform import by_platform, materialised
 
 
 class DenseResiduals(NamedTuple):
@@ -54,7 +55,16 @@ def dense_backward(residuals: DenseResiduals, dy: Array):
     x, w = residuals
     samples = math.prod(x.shape[:-1])
     rows, dys = x.reshape(samples, x.shape[-1]), dy.reshape(samples, dy.shape[-1])
-    return dy @ w.T, rows.T @ dys, dys.sum(0)
+    return dy @ w.T, by_platform(_sum_on_cpu, _sum, rows, dys), dys.sum(0)
+
+
+def _sum(rows: Array, dys: Array) -> Array:
+    return rows.T @ dys
+
+
+def _sum_on_cpu(rows: Array, dys: Array) -> Array:
+    """The rows turned in memory first: a product that turns them itself goes to the slower of XLA's two libraries."""
+    return materialised(jnp.transpose, rows) @ dys
 
 
 dense = Rule(dense_forward, dense_backward, "dense", batch_axes=(0, None, None))

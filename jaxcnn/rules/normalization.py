@@ -68,10 +68,19 @@ def batch_norm_forward(
 #
 #     dz_i/dx_k = ([i = k] - 1/n - z_i z_k / n) / σ,      so      dx_k = (dz_k - mean(dz) - z_k mean(dz z)) / σ.
 #
-# The means are over the whole batch, here and on the other devices; dγ and dβ are this device's part of their sums.
+# γ is the channel's own: mean(dz) = γ mean(dy) and mean(dz z) = γ mean(dy z), so the sums that are dβ and dγ are all that
+# is needed. The means are over the whole batch, here and on the other devices; dγ and dβ are this device's part.
 def batch_norm_backward(residuals: NormalizationResiduals, dy: Array, *, epsilon):
-    x = residuals.x
-    return _pulled(residuals, dy, epsilon, x.shape, tuple(range(x.ndim - 1)), _mesh_axes(x))
+    x, scale, mean, variance = residuals
+    # XLA would keep the forward pass's x - mean, as large as x, instead of computing it again.
+    x, dy = lax.optimization_barrier((x, dy))
+    inverse = lax.rsqrt(variance + epsilon)
+    centred, dy = x - mean, dy.astype(mean.dtype)
+    dshift, dscale = _by_channel(dy), _by_channel(dy * centred) * inverse
+    sums, over = jnp.stack([dshift, dscale]), _mesh_axes(x)
+    mean_dy, mean_dy_z = (lax.pmean(sums, over) if over else sums) * (dscale.size / dy.size)
+    dx = (dy - mean_dy - centred * (mean_dy_z * inverse)) * (scale * inverse)
+    return tuple(d.astype(x.dtype) for d in (dx, dscale, dshift))
 
 
 batch_norm = Rule(batch_norm_forward, batch_norm_backward, "batch_norm", batch_axes=(None, None, None))
@@ -355,13 +364,13 @@ def _normalised(x, scale, shift, mean, variance, epsilon, shape) -> tuple[Array,
     return y.astype(x.dtype), NormalizationResiduals(x, scale, mean, variance)
 
 
-def _pulled(residuals: NormalizationResiduals, dy, epsilon, shape, axes, over=()) -> tuple[Array, Array, Array]:
-    """(dx, dscale, dshift), the statistics being functions of x: means over `axes` of `shape`, and over mesh axes."""
+def _pulled(residuals: NormalizationResiduals, dy, epsilon, shape, axes) -> tuple[Array, Array, Array]:
+    """(dx, dscale, dshift), the statistics being functions of x: means over `axes` of `shape`."""
     x, scale, mean, variance = residuals
     z, inverse = _z(x.reshape(shape), mean, variance, epsilon)
     dy = dy.astype(z.dtype)
     dz = (dy * scale).reshape(shape)
-    dx = inverse * (dz - _mean(dz, axes, over) - z * _mean(dz * z, axes, over))
+    dx = inverse * (dz - dz.mean(axes, keepdims=True) - z * (dz * z).mean(axes, keepdims=True))
     cotangents = dx.reshape(x.shape), _by_channel(dy * z.reshape(x.shape)), _by_channel(dy)
     dx, dscale, dshift = (c.astype(x.dtype) for c in cotangents)
     return dx, dscale, dshift

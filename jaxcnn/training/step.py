@@ -159,6 +159,11 @@ def _batches(key: jax.Array, samples: int, batch: int) -> jax.Array:
     return jax.random.permutation(key, samples)[: samples // batch * batch].reshape(-1, batch)
 
 
+# For a CPU XLA orders a program so that operations may run side by side. With one device a core they do not, and what
+# they keep meanwhile is memory: for 16 images in ResNet-20 64 MiB, in this order 34.
+IN_ORDER = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+
+
 class Step:
     """A jitted step over a mesh: (state, *data) -> (state, metrics).
 
@@ -170,13 +175,17 @@ class Step:
             function = jax.shard_map(function, mesh=mesh, in_specs=(P(), *specs), out_specs=P())
         self.name, self.mesh, self.specs = name, mesh, specs
         self._is_default = mesh.size == 1 and isinstance(mesh, Mesh) and mesh.devices.flat[0] == jax.devices()[0]
-        self.jitted = jax.jit(function, donate_argnums=0)
+        self._inner = jax.jit(function)  # jax takes options for the compiler at the top level alone
+        options = IN_ORDER if mesh.size > 1 else None
+        self.jitted = jax.jit(function, donate_argnums=0, compiler_options=options)
         self.lower, self.trace, self.eval_shape = self.jitted.lower, self.jitted.trace, self.jitted.eval_shape
 
     def __call__(self, state: TrainState, *data: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         self._require_fresh(state)
         data = tuple(map(jnp.asarray, data))
         self._require_whole_shares(data)
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, data))):
+            return self._inner(state, *data)
         if self._is_default:
             return self.jitted(state, *data)
         data = tuple(place(d, self.mesh, spec) for d, spec in zip(data, self.specs, strict=True))
