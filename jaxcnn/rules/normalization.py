@@ -68,8 +68,8 @@ def batch_norm_forward(
 #
 #     dz_i/dx_k = ([i = k] - 1/n - z_i z_k / n) / σ,      so      dx_k = (dz_k - mean(dz) - z_k mean(dz z)) / σ.
 #
-# γ is the channel's own: mean(dz) = γ mean(dy) and mean(dz z) = γ mean(dy z), so the sums that are dβ and dγ are all that
-# is needed. The means are over the whole batch, here and on the other devices; dγ and dβ are this device's part.
+# γ is the channel's own: mean(dz) = γ mean(dy) and mean(dz z) = γ mean(dy z), so the sums that make dβ and dγ are all
+# that is needed. The means are over the whole batch, here and on the other devices; dγ and dβ are this device's part.
 def batch_norm_backward(residuals: NormalizationResiduals, dy: Array, *, epsilon):
     x, scale, mean, variance = residuals
     # XLA would keep the forward pass's x - mean, as large as x, instead of computing it again.
