@@ -25,6 +25,9 @@ _MEDMNIST = {
 }
 _HEADER = 1000  # characters; those of arrays of numbers have about 100, and longer ones may be made to stall the parser
 
+# What zipfile raises where a bit is wrong: of its own, of zlib and struct, NotImplementedError, UnicodeDecodeError.
+_BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OverflowError)
+
 
 def npz_file(path: Path) -> Stored:
     """The arrays by their names in Keras' data sets or in MedMNIST's, whose validation images may be left out.
@@ -50,7 +53,9 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         try:
             with zipfile.ZipFile(path) as archive:
                 yield archive
-        except zipfile.BadZipFile as error:
+        except DataError:
+            raise
+        except _BROKEN as error:
             raise DataError(f"{path}: not an .npz file, or a broken one ({error}); fetch the file again") from None
 
 
@@ -65,7 +70,7 @@ def _stored(path: Path, archive: zipfile.ZipFile, name: str) -> StoredArray:
             if np.lib.format.read_magic(file) != (1, 0):
                 raise DataError(f"{where}: no plain array of numbers; save it by numpy.savez_compressed")
             shape, _, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=_HEADER)
-        except (DataError, EOFError, zlib.error, zipfile.BadZipFile):
+        except (DataError, OSError, EOFError, zlib.error, zipfile.BadZipFile):
             raise
         except Exception:  # whatever NumPy's parser raises, quoting the header
             raise DataError(f"{where}: not an array of NumPy's: its header is broken; fetch the file again") from None
@@ -88,14 +93,13 @@ def _member(where: str, archive: zipfile.ZipFile, name: str) -> Iterator[Any]:
     try:
         with archive.open(f"{name}.npy") as file:
             yield file
-    except (EOFError, zlib.error, struct.error, zipfile.BadZipFile) as error:
+    except DataError:
+        raise
+    except _BROKEN as error:
         raise DataError(f"{where}: cut short or broken ({error}); fetch the file again") from None
 
 
 def _values(path: Path, where: str, name: str) -> np.ndarray:
     with _opened(path) as archive, _member(where, archive, name) as file:
-        try:
-            array = np.lib.format.read_array(file, allow_pickle=False, max_header_size=_HEADER)
-        except ValueError:  # fewer bytes than the header announces
-            raise EOFError("the values end too early") from None
+        array = np.lib.format.read_array(file, allow_pickle=False, max_header_size=_HEADER)
     return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
