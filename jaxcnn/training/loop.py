@@ -18,7 +18,7 @@ import optax
 
 from jaxcnn.layers import Layer
 from jaxcnn.rules.loss import softmax_cross_entropy
-from jaxcnn.training.augment import from_text
+from jaxcnn.training.augment import Augmentation, from_text
 from jaxcnn.training.checkpoint import RunFolder, params_sha256
 from jaxcnn.training.data import DIGITS, DataSet, enlarged, load_data, require_same_data
 from jaxcnn.training.evaluate import evaluate
@@ -153,7 +153,8 @@ def prepare(config: Config) -> Run:
     try:
         state = _initial_state(network, optimizer, config.seed, size)
     except ValueError as error:
-        raise DataError(f"--model {config.model}: not for images of {'×'.join(map(str, size))}: {error}") from None
+        raise DataError(f"--model {config.model}: not for images of {_by(size)}: {error}") from None
+    _augmentation(config, data)  # so that nothing is written where it is not for these images
     if config.augment is None:
         config = dataclasses.replace(config, augment=data.augment)
     return Run(config, data, network, optimizer, state, steps_an_epoch)
@@ -183,7 +184,7 @@ def train(
     if not resume:
         folder.create(describe(run), state)
     yield check
-    augment = from_text(run.config.augment or run.data.augment, black=_black(run.data))
+    augment = _augmentation(run.config, run.data)
     how = {"backward": run.config.backward, "microbatch": run.config.microbatch, "augment": augment}
     steps = train_steps(run.network, loss, run.optimizer, **how)
     done = int(state.step)
@@ -268,9 +269,22 @@ def new_folder(config: Config) -> Path:
     return Path("runs") / f"{data}-{config.model}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _black(data: DataSet) -> tuple[float, ...]:
-    """A pixel of value 0 after standardisation."""
-    return tuple(-mean / deviation for mean, deviation in zip(data.mean, data.deviation, strict=True))
+def _augmentation(config: Config, data: DataSet) -> Augmentation | None:
+    """The data's where the configuration has none. Raises DataError for images that are too small for it."""
+    text = data.augment if config.augment is None else config.augment
+    black = [-mean / deviation for mean, deviation in zip(data.mean, data.deviation, strict=True)]
+    augment = from_text(text, black=black)
+    size = data.train.images.shape[1:]
+    try:
+        if augment is not None:
+            jax.eval_shape(lambda: augment(jax.random.key(0), jnp.zeros((1, *size))))
+    except ValueError as error:
+        raise DataError(f"--augment {text}: not for images of {_by(size)}: {error}") from None
+    return augment
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return "×".join(map(str, size))
 
 
 def _gradient_check(run: Run, images, labels) -> GradientCheck:

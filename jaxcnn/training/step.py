@@ -267,11 +267,9 @@ def _one_step(name, network, loss, optimizer, backward, microbatch, augment, mes
 
 def _augmented(name, augment, key, images):
     changed = augment(key, images)
-    if jnp.shape(changed) != images.shape or jnp.result_type(changed) != images.dtype:
-        raise TypeError(
-            f"{name}: augment must return images as it gets them, {images.dtype}{list(images.shape)}; "
-            f"got {jnp.result_type(changed)}{list(jnp.shape(changed))}"
-        )
+    wanted, got = (f"{a.dtype}{list(a.shape)}" if isinstance(a, jax.Array) else repr(a) for a in (images, changed))
+    if got != wanted:
+        raise TypeError(f"{name}: augment must return images as it gets them, {wanted}; got {got}")
     return changed
 
 
