@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -316,6 +317,23 @@ def test_bad_data(place, rng, tmp_path, change, says):
     files = arrays(rng)
     write(tmp_path / "data", files | change(files))
     place("train --data data --out run", says)
+
+
+def test_resume_refuses_other_data(place, rng, tmp_path, monkeypatch, capfd):
+    """An .npz in place of another, one pixel apart; the same again is gone on with."""
+    names = dict(zip((TRAIN, TRAIN_LABELS, TEST, TEST_LABELS), ("x_train", "y_train", "x_test", "y_test"), strict=True))
+    given = {names[name]: array for name, array in arrays(rng).items()}
+    np.savez(tmp_path / "data.npz", **given)
+    options = "train --data data.npz --batch-size 4 --epochs 2 --augment flip,crop=1 --out run"
+    assert cli.main(options.split()) == 0
+    before = lines_of(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "10")  # of the last epoch: there is something to be done
+    np.savez(tmp_path / "data.npz", **given | {"x_test": at(given["x_test"], (1, 2, 3), given["x_test"][1, 2, 3] ^ 1)})
+    capfd.readouterr()
+    place("train --resume run", f"{tmp_path}/data.npz: not the data that the run was begun with: sha256 ")
+    np.savez_compressed(tmp_path / "data.npz", **given)
+    assert cli.main(["train", "--resume", "run"]) == 0
+    assert without_speed(lines_of(tmp_path / "run")) == without_speed(before)
 
 
 @pytest.mark.parametrize(
