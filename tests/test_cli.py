@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from test_data import TEST_LABELS, TRAIN, TRAIN_LABELS, arrays, at, write
+from test_data import TEST, TEST_LABELS, TRAIN, TRAIN_LABELS, arrays, at, write
 from test_idx import idx
 
 from jaxcnn import cli, models, summary
