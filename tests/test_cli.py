@@ -319,8 +319,10 @@ def test_bad_data(place, rng, tmp_path, change, says):
     place("train --data data --out run", says)
 
 
-def test_resume_refuses_other_data(place, rng, tmp_path, monkeypatch, capfd):
+def test_resume_refuses_other_data(rng, tmp_path, monkeypatch, capfd):
     """An .npz in place of another, one pixel apart; the same again is gone on with."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(devices, "use_cpu_cores", lambda n: n)  # this process has used its devices already
     names = dict(zip((TRAIN, TRAIN_LABELS, TEST, TEST_LABELS), ("x_train", "y_train", "x_test", "y_test"), strict=True))
     given = {names[name]: array for name, array in arrays(rng).items()}
     np.savez(tmp_path / "data.npz", **given)
@@ -330,7 +332,10 @@ def test_resume_refuses_other_data(place, rng, tmp_path, monkeypatch, capfd):
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "10")  # of the last epoch: there is something to be done
     np.savez(tmp_path / "data.npz", **given | {"x_test": at(given["x_test"], (1, 2, 3), given["x_test"][1, 2, 3] ^ 1)})
     capfd.readouterr()
-    place("train --resume run", f"{tmp_path}/data.npz: not the data that the run was begun with: sha256 ")
+    assert cli.main(["train", "--resume", "run"]) == 2
+    says = rf"jaxcnn: {tmp_path}/data\.npz: not the data that the run was begun with: sha256 [^\n]*\n"
+    assert re.fullmatch(says, capfd.readouterr().err)
+    assert lines_of(tmp_path / "run") == before
     np.savez_compressed(tmp_path / "data.npz", **given)
     assert cli.main(["train", "--resume", "run"]) == 0
     assert without_speed(lines_of(tmp_path / "run")) == without_speed(before)
