@@ -83,6 +83,7 @@ from jaxcnn.rules.transposed import conv_transpose2d
 from jaxcnn.version import __version__
 
 if TYPE_CHECKING:
+    from jaxcnn.training import augment
     from jaxcnn.training.checkpoint import load, save
     from jaxcnn.training.devices import use_cpu_cores
     from jaxcnn.training.evaluate import evaluate
@@ -144,6 +145,7 @@ __all__ = [
     "__version__",
     "adaptive_avg_pool",
     "add",
+    "augment",
     "avg_pool",
     "backproplayer",
     "batch_norm",
@@ -230,12 +232,14 @@ _LAZY = {
     "verify": "jaxcnn.verification.verify",
 }
 
+_MODULES = {"augment": "jaxcnn.training.augment", "testing": "jaxcnn.testing"}
+
 
 def __getattr__(name: str) -> Any:
     import importlib
 
-    if name == "testing":
-        return importlib.import_module("jaxcnn.testing")
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     if name not in _LAZY:
         raise AttributeError(f"module 'jaxcnn' has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)

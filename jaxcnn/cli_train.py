@@ -25,8 +25,11 @@ _FOLDER = tyro.conf.arg(metavar="DIR", help_behavior_hint="")
 class Train:
     """Train a network, every gradient by hand."""
 
-    data: Annotated[str, tyro.conf.arg(metavar="digits|DIR")] = "digits"
-    """scikit-learn's digits, or a folder of idx files (MNIST's format, gzipped or not)."""
+    data: Annotated[str, tyro.conf.arg(metavar="digits|fashion-mnist|PATH")] = "digits"
+    """scikit-learn's digits; Fashion-MNIST; a folder of idx files (MNIST's format, gzipped or not); a folder of
+    CIFAR-10's binary version; or an .npz file with Keras' or MedMNIST's names."""
+    data_dir: Annotated[Path | None, _FOLDER] = None
+    """Where Fashion-MNIST's four files are (the folder of Debian's package dataset-fashion-mnist)."""
     model: Literal["source", "lenet5", "two_conv", "all_conv", "resnet20", "resnet9", "mobilenet_v2", "convnext"] = (
         "source"
     )
@@ -47,8 +50,11 @@ class Train:
     """Of the split, the initial parameters and the order of the images."""
     validation: float = 0.0
     """Fraction of the training images to set aside and report on after each epoch."""
+    augment: Annotated[str | None, tyro.conf.arg(metavar="none|crop=INT,flip,cutout=INT", help_behavior_hint="")] = None
+    """Random changes of the training images, in this order: cut out of the image padded by INT pixels, mirrored left
+    to right, a square of INT pixels hidden (crop=2,flip for fashion-mnist; crop=4,flip for CIFAR-10; else none)."""
     classes: int = 10
-    """Number of classes in a folder of idx files."""
+    """Number of classes in a folder of idx files or an .npz file."""
     cores: Annotated[int | None, _WHOLE] = None
     """CPU cores to use (all, or as many as divide the batch); each becomes a device with its share of the batch."""
     microbatch: Annotated[str, tyro.conf.arg(metavar="auto|INT")] = "auto"
@@ -64,13 +70,16 @@ def train(arguments: Train) -> int:
     from rich.console import Console
 
     from jaxcnn.training.checkpoint import RunFolder
+    from jaxcnn.training.data import NAMES
     from jaxcnn.training.devices import available_cores, keep_compiled_programs, use_cpu_cores
     from jaxcnn.training.loop import Config, Diverged, Interrupted, finished, from_folder, new_folder, prepare
 
     console = Console(highlight=False, markup=False, soft_wrap=True)  # a path may hold brackets
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Config)}
-    if arguments.data != "digits":  # so that the run can be resumed from any folder
+    if arguments.data not in NAMES:  # so that the run can be resumed from any folder
         given["data"] = str(Path(arguments.data).absolute())
+    if arguments.data_dir is not None:
+        given["data_dir"] = str(arguments.data_dir.absolute())
     if arguments.microbatch.isdecimal():
         given["microbatch"] = int(arguments.microbatch)
     config = Config(**given)

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from test_data import TEST_LABELS, TRAIN, TRAIN_LABELS, arrays, at, write
+from test_data import TEST, TEST_LABELS, TRAIN, TRAIN_LABELS, arrays, at, write
 from test_idx import idx
 
 from jaxcnn import cli, models, summary
@@ -206,11 +207,30 @@ BAD_ARGUMENTS = {
     "negative seed": ("train --seed -1", "--seed: got -1, required at least 0"),
     "NaN for a rate": ("train --learning-rate nan", "--learning-rate: got nan, required more than 0"),
     "all for validation": ("train --validation 1", "validation: got 1.0, required a fraction from 0 to less than 1"),
-    "classes of the digits": ("train --classes 5", "classes: got 5, the digits have 10"),
+    "classes of the digits": ("train --classes 5", "--classes: got 5, digits has 10"),
     "too large a network": ("train --model lenet5", "--model lenet5: not for images of 8×8×1: "),
-    "no data": ("train --data nowhere", 'nowhere: no such folder; give "digits" or a folder of idx files'),
-    "data is a file": ("train --data file", 'file: no such folder; give "digits" or a folder of idx files'),
-    "empty folder": ("train --data empty", "empty: no train-images-idx*-ubyte[.gz]; MNIST's four files are required"),
+    "no data": (
+        "train --data nowhere",
+        "nowhere: no such file or folder; give digits, fashion-mnist, a folder of idx ",
+    ),
+    "data is a file": ("train --data file", "file: not an .npz file, or a broken one (File is not a zip file); fetch "),
+    "no Fashion-MNIST": (
+        "train --data fashion-mnist --data-dir nowhere",
+        "nowhere: no such folder; install Debian's package dataset-fashion-mnist, or give the folder of",
+    ),
+    "a folder of digits": ("train --data-dir empty", "empty, but it is for fashion-mnist; give other data by --data"),
+    "augmentation of no size": (
+        "train --augment crop,flip",
+        "--augment: got 'crop' in 'crop,flip', required none, or of crop=PIXELS, flip, cutout=PIXELS some",
+    ),
+    "augmentation of too large a size": (
+        "train --augment flip,cutout=9",
+        "--augment flip,cutout=9: not for images of 8×8×1: cutout: size must be from 1 to 8, the shorter side, got 9",
+    ),
+    "empty folder": (
+        "train --data empty",
+        "empty: no train-images-idx*-ubyte[.gz]; MNIST's four files are required, or CIFAR",
+    ),
     "out is in use": ("train --out used", "used: holds files already; give a new folder, or --resume it"),
     "out is a file": ("train --out file", "file is no folder that can be written to; give another"),
     "nothing to resume": ("train --resume nowhere", "nowhere: no run there: config.json: No such file or directory"),
@@ -299,6 +319,28 @@ def test_bad_data(place, rng, tmp_path, change, says):
     place("train --data data --out run", says)
 
 
+def test_resume_refuses_other_data(rng, tmp_path, monkeypatch, capfd):
+    """An .npz in place of another, one pixel apart; the same again is gone on with."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(devices, "use_cpu_cores", lambda n: n)  # this process has used its devices already
+    names = dict(zip((TRAIN, TRAIN_LABELS, TEST, TEST_LABELS), ("x_train", "y_train", "x_test", "y_test"), strict=True))
+    given = {names[name]: array for name, array in arrays(rng).items()}
+    np.savez(tmp_path / "data.npz", **given)
+    options = "train --data data.npz --batch-size 4 --epochs 2 --augment flip,crop=1 --out run"
+    assert cli.main(options.split()) == 0
+    before = lines_of(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "10")  # of the last epoch: there is something to be done
+    np.savez(tmp_path / "data.npz", **given | {"x_test": at(given["x_test"], (1, 2, 3), given["x_test"][1, 2, 3] ^ 1)})
+    capfd.readouterr()
+    assert cli.main(["train", "--resume", "run"]) == 2
+    says = rf"jaxcnn: {tmp_path}/data\.npz: not the data that the run was begun with: sha256 [^\n]*\n"
+    assert re.fullmatch(says, capfd.readouterr().err)
+    assert lines_of(tmp_path / "run") == before
+    np.savez_compressed(tmp_path / "data.npz", **given)
+    assert cli.main(["train", "--resume", "run"]) == 0
+    assert without_speed(lines_of(tmp_path / "run")) == without_speed(before)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -314,7 +356,10 @@ def test_resume_keeps_its_configuration(place, whole, options, says):
 def test_bad_input_of_a_process_of_its_own(tmp_path):
     """Nothing but the line reaches standard error: no warning, no trace, no word of XLA."""
     ended = end(start("train", "--data", tmp_path, "--out", "run", cwd=tmp_path))
-    says = f"jaxcnn: {tmp_path}: no train-images-idx*-ubyte[.gz]; MNIST's four files are required\n"
+    says = (
+        f"jaxcnn: {tmp_path}: no train-images-idx*-ubyte[.gz]; MNIST's four files are required, or CIFAR-10's "
+        "data_batch_1.bin, …, data_batch_5.bin and test_batch.bin\n"
+    )
     assert ended == (2, "", says)
     assert list(tmp_path.iterdir()) == []
 

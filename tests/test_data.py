@@ -1,4 +1,4 @@
-"""The digits' split and scaling; folders of idx files, whole and broken."""
+"""The digits' split and scaling; folders of idx files, whole and broken; Fashion-MNIST; the digest of the data."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 from sklearn.datasets import load_digits
 from test_idx import idx
 
-from jaxcnn.training.data import enlarged, load_data
-from jaxcnn.training.idx import DataError
+from jaxcnn.training import data as data_sets
+from jaxcnn.training.data import PACKAGED, enlarged, load_data, require_same_data
+from jaxcnn.training.samples import DataError
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 TRAIN, TRAIN_LABELS, TEST, TEST_LABELS = FILES
@@ -79,7 +80,7 @@ def test_the_training_images_alone_are_standard(rng, tmp_path):
     files[TEST] = files[TEST] // 4  # as many dark test images as one likes change nothing
     data = load_data(str(write(tmp_path, files)), seed=0)
     plain = files[TRAIN] / 255
-    np.testing.assert_allclose((data.mean, data.deviation), (plain.mean(), plain.std()), rtol=1e-6)
+    np.testing.assert_allclose((*data.mean, *data.deviation), (plain.mean(), plain.std()), rtol=1e-6)
     for part, pixels in ((data.train, plain), (data.test, files[TEST] / 255)):
         np.testing.assert_allclose(part.images[..., 0], (pixels - plain.mean()) / plain.std(), rtol=0, atol=1e-5)
 
@@ -111,7 +112,8 @@ def test_colour_and_values_that_are_no_bytes(rng, tmp_path):
     files = arrays(rng) | {name: rng.normal(size=(n, 8, 6, 3)) for name, n in ((TRAIN, 20), (TEST, 10))}
     data = load_data(str(write(tmp_path, files)), seed=0)
     assert data.test.images.shape == (10, 8, 6, 3)
-    np.testing.assert_allclose(data.mean, files[TRAIN].mean(), rtol=0, atol=1e-6)  # only bytes are divided by 255
+    wanted = [files[TRAIN][..., c].mean() for c in range(3)]
+    np.testing.assert_allclose(data.mean, wanted, rtol=0, atol=1e-6)  # only bytes are divided by 255
 
 
 def at(array: np.ndarray, place, value) -> np.ndarray:
@@ -122,7 +124,10 @@ def at(array: np.ndarray, place, value) -> np.ndarray:
 
 # What is changed in the folder (None: the file is left out), and what the error says.
 BROKEN = {
-    "images missing": (lambda f: {TEST: None}, "no t10k-images-idx*-ubyte[.gz]; MNIST's four files are required"),
+    "images missing": (
+        lambda f: {TEST: None},
+        "no t10k-images-idx*-ubyte[.gz]; MNIST's four files are required, or CIFAR-10's data_batch_1.bin",
+    ),
     "labels missing": (lambda f: {TRAIN_LABELS: None}, "no train-labels-idx*-ubyte[.gz]; MNIST's four"),
     "nothing there": (lambda f: dict.fromkeys(FILES), "no train-images-idx*-ubyte[.gz]; MNIST's four"),
     "too few labels": (lambda f: {TEST_LABELS: f[TEST_LABELS][1:]}, "9 labels for 10 images; there must be one for"),
@@ -145,7 +150,7 @@ BROKEN = {
     "beyond float32": (lambda f: {TRAIN: at(f[TRAIN].astype("f8"), (0, 1, 2), 1e300)}, "value [0, 1, 2] is NaN or inf"),
     "two sizes": (
         lambda f: {TEST: f[TEST][:, 1:]},
-        "training images are (8, 6, 1), test images (7, 6, 1); they must have one size",
+        "test images are (7, 6, 1), train images (8, 6, 1); they must have one size",
     ),
     "one colour": (lambda f: {TRAIN: np.full_like(f[TRAIN], 255)}, "all training pixels have the value 1.0; there is"),
     "a file cut short": (lambda f: {TRAIN: idx(f[TRAIN])[:-1]}, f"{TRAIN}: cut short: the header announces 20 × 8 × 6"),
@@ -164,13 +169,26 @@ def test_broken_folder(rng, tmp_path, change, says):
 
 
 REFUSED = {
-    "no folder": ({"name": "nowhere"}, 'nowhere: no such folder; give "digits" or a folder of idx files'),
+    "no folder": (
+        {"name": "nowhere"},
+        "nowhere: no such file or folder; give digits, fashion-mnist, a folder of idx files or of CIFAR-10's binary "
+        "version, or an .npz file",
+    ),
+    "a folder of digits": (
+        {"folder": "here"},
+        "--data-dir: got here, but it is for fashion-mnist; give other data by --data",
+    ),
+    "Fashion-MNIST that is not there": (
+        {"name": "fashion-mnist", "folder": "nowhere"},
+        "nowhere: no such folder; install Debian's package dataset-fashion-mnist, or give the folder of "
+        "Fashion-MNIST's four idx files by --data-dir",
+    ),
     "all for validation": ({"validation": 1.0}, "validation: got 1.0, required a fraction from 0 to less than 1"),
     "less than none": ({"validation": -0.1}, "validation: got -0.1, required a fraction from 0 to less than 1"),
     "NaN for validation": ({"validation": float("nan")}, "validation: got nan, required a fraction"),
     "too few for validation": ({"validation": 0.001}, "cannot set aside a fraction of 0.001: "),
     "too few for training": ({"validation": 0.999}, "cannot set aside a fraction of 0.999: "),
-    "other classes": ({"classes": 5}, "classes: got 5, the digits have 10; it is for folders of idx files"),
+    "other classes": ({"classes": 5}, "--classes: got 5, digits has 10; it is for folders of idx files and .npz files"),
 }
 
 
@@ -200,3 +218,90 @@ def test_images_are_scaled_up_as_often_as_they_fit(digits):
     for size in (1, 8, 15):
         assert enlarged(digits, size) is digits
     assert enlarged(load_data("digits", seed=0, validation=0.1), 16).validation.images.shape == (144, 16, 16, 1)
+
+
+def test_fashion_mnist_is_where_the_option_says(rng, tmp_path):
+    files = arrays(rng)
+    folder = str(write(tmp_path, files))
+    data = load_data("fashion-mnist", seed=0, folder=folder)
+    np.testing.assert_array_equal(data.train.images, load_data(folder, seed=0).train.images)
+    assert (data.augment, load_data(folder, seed=0).augment) == ("crop=2,flip", "none")
+    with pytest.raises(DataError, match="--classes: got 12, fashion-mnist has 10; it is for folders of idx files and"):
+        load_data("fashion-mnist", seed=0, folder=folder, classes=12)
+    write(tmp_path, {TEST_LABELS: at(files[TEST_LABELS], 3, 10)})
+    with pytest.raises(DataError, match="label 10 is outside the 10 classes 0 … 9; fetch the files again"):
+        load_data("fashion-mnist", seed=0, folder=folder)
+
+
+def test_fashion_mnist_is_where_the_package_puts_it(rng, tmp_path, monkeypatch):
+    monkeypatch.setattr(data_sets, "PACKAGED", tmp_path / "here")
+    with pytest.raises(
+        DataError, match="here: no such folder; install Debian's package dataset-fashion-mnist, or give"
+    ):
+        load_data("fashion-mnist", seed=0)
+    write(tmp_path / "here", arrays(rng))
+    assert len(load_data("fashion-mnist", seed=0).train.labels) == 20
+
+
+@pytest.mark.skipif(not PACKAGED.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
+def test_the_packages_fashion_mnist():
+    """The mean and the deviation are those that others give: 0.2860 and 0.3530."""
+    data = load_data("fashion-mnist", seed=0)
+    assert (data.train.images.shape, data.test.images.shape) == ((60_000, 28, 28, 1), (10_000, 28, 28, 1))
+    assert (np.bincount(data.train.labels) == 6000).all()
+    assert (np.bincount(data.test.labels) == 1000).all()
+    np.testing.assert_allclose((*data.mean, *data.deviation), (0.2860, 0.3530), rtol=0, atol=5e-5)
+
+
+# The digest.
+
+
+def test_the_digest_is_of_the_values_not_of_their_packing(rng, tmp_path):
+    files = arrays(rng)
+    plain = load_data(str(write(tmp_path / "plain", files)), seed=0)
+    zipped = {f"{name}.gz": gzip.compress(idx(array)) for name, array in files.items()}
+    assert load_data(str(write(tmp_path / "zipped", zipped)), seed=7).sha256 == plain.sha256
+    names = dict(zip(FILES, ("x_train", "y_train", "x_test", "y_test"), strict=True))
+    np.savez(tmp_path / "data.npz", **{names[name]: array for name, array in files.items()})
+    assert load_data(str(tmp_path / "data.npz"), seed=0).sha256 == plain.sha256
+    require_same_data({"data_sha256": plain.sha256}, plain)
+
+
+CHANGED = {
+    "a training pixel": lambda f: {TRAIN: at(f[TRAIN], (3, 2, 1), f[TRAIN][3, 2, 1] ^ 1)},
+    "a training label": lambda f: {TRAIN_LABELS: at(f[TRAIN_LABELS], 3, 9)},
+    "a test pixel": lambda f: {TEST: at(f[TEST], (3, 2, 1), f[TEST][3, 2, 1] ^ 1)},
+    "a test label": lambda f: {TEST_LABELS: at(f[TEST_LABELS], 3, 9)},
+    "the order": lambda f: {TRAIN: f[TRAIN][::-1], TRAIN_LABELS: f[TRAIN_LABELS][::-1]},
+    "the shape": lambda f: {TRAIN: f[TRAIN].reshape(20, 6, 8), TEST: f[TEST].reshape(10, 6, 8)},
+    "the split": lambda f: {
+        TRAIN: np.concatenate([f[TRAIN], f[TEST][:1]]), TEST: f[TEST][1:],
+        TRAIN_LABELS: np.concatenate([f[TRAIN_LABELS], f[TEST_LABELS][:1]]), TEST_LABELS: f[TEST_LABELS][1:],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
+def test_other_data_has_another_digest(rng, tmp_path, change):
+    files = arrays(rng)
+    before = load_data(str(write(tmp_path, files)), seed=0)
+    after = load_data(str(write(tmp_path, files | change(files))), seed=0)
+    with pytest.raises(DataError) as error:
+        require_same_data({"data": "somewhere", "data_sha256": before.sha256}, after)
+    assert str(error.value) == (
+        f"somewhere: not the data that the run was begun with: sha256 {after.sha256}, in config.json {before.sha256}; "
+        "bring the files back, or start a new run"
+    )
+
+
+def test_another_share_of_the_data_has_another_digest(digits):
+    others = [load_data("digits", seed=1), load_data("digits", seed=0, validation=0.1)]
+    assert len({digits.sha256, *(other.sha256 for other in others)}) == 3
+    assert load_data("digits", seed=0).sha256 == digits.sha256
+
+
+def test_a_run_of_another_version_is_not_of_the_same_data(digits):
+    with pytest.raises(
+        DataError, match=r"digits: not the data that the run was begun with: sha256 .*, in config\.json None;"
+    ):
+        require_same_data({"data": "digits"}, digits)

@@ -9,7 +9,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from jaxcnn.training.idx import DataError, read_idx
+from jaxcnn.training.idx import idx_file
+from jaxcnn.training.samples import UNPACKED, DataError
 
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 WRITE = {"plain": bytes, "gzip": gzip.compress}
@@ -31,16 +32,44 @@ def test_reads_what_was_written(tmp_path, rng, code, shape, write):
     lowest = 0 if code == "u1" else -100
     array = rng.uniform(lowest, 100, shape).astype(code)
     path.write_bytes(WRITE[write](idx(array)))
-    got = read_idx(path)
-    assert got.dtype == np.dtype(code)  # this machine's byte order
+    stored = idx_file(path)
+    got = stored.read()
+    assert (stored.shape, stored.dtype, got.dtype) == (shape, np.dtype(code), np.dtype(code))  # this machine's order
     np.testing.assert_array_equal(got, array)
+
+
+def test_a_gzipped_file_may_be_large_where_it_unpacks_to_what_images_do(tmp_path, rng):
+    """More than unpacks from any file, at 40 for each packed byte."""
+    array = np.zeros((70, 1000, 1000), "u1")
+    array[:, ::40] = rng.integers(0, 255, (70, 25, 1000))
+    path = tmp_path / "file"
+    path.write_bytes(gzip.compress(idx(array), 1))
+    assert path.stat().st_size < array.nbytes / 30
+    assert array.nbytes > UNPACKED
+    np.testing.assert_array_equal(idx_file(path).read(), array)
+
+
+def test_a_gzipped_file_with_a_bit_flipped_is_not_taken_for_another(tmp_path, rng):
+    array = rng.integers(0, 255, (3, 5, 5)).astype("u1")
+    whole = gzip.compress(idx(array))
+    path = tmp_path / "file"
+    refused = 0
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            np.testing.assert_array_equal(idx_file(path).read(), array)
+        except DataError:
+            refused += 1
+    assert refused > 7 * len(whole)  # the rest is the time, the system: what gzip does not check
 
 
 def test_reads_more_than_one_block(tmp_path, rng):
     array = rng.integers(0, 255, (3, 1000, 1001)).astype("u1")
     path = tmp_path / "file"
     path.write_bytes(idx(array))
-    np.testing.assert_array_equal(read_idx(path), array)
+    np.testing.assert_array_equal(idx_file(path).read(), array)
 
 
 GOOD = idx(np.arange(6, dtype="i2").reshape(2, 3))
@@ -64,7 +93,14 @@ BROKEN = {
     "more than 64 bits": (header((MOST,) * 4) + b"1" * 80, "the file holds 80"),
     "gzip of too little": (gzip.compress(GOOD[:-1]), "the file holds 11"),
     "gzip of too much": (gzip.compress(GOOD + b"\0"), "holds more than the 12 bytes"),
-    "gzip of more than memory": (gzip.compress(header((MOST, 2**20)) + b"1" * 80), "the file holds 80"),
+    "gzip of more than memory": (
+        gzip.compress(header((MOST, 2**20)) + b"1" * 80, mtime=0),
+        f"[0-9]+ packed bytes announce {MOST << 20}, of which at most 67108864 are unpacked; {FETCH}, or unpack it",
+    ),
+    "gzip of 2⁴⁰ images": (
+        gzip.compress(header((2**20, 2**20, 28, 28))),
+        f"announce {28 * 28 << 40}, of which at most",
+    ),
     "gzip of nothing": (gzip.compress(b""), "begins with nothing"),
     "gzip header cut short": (ZIPPED[:5], "the gzip stream is cut short or broken"),
     "gzip cut short": (ZIPPED[:-12], f"the gzip stream is cut short or broken .*; {FETCH}"),
@@ -80,7 +116,7 @@ def test_broken_file(tmp_path, content, says):
     path = tmp_path / "file"
     path.write_bytes(content)
     with pytest.raises(DataError, match=says) as error:
-        read_idx(path)
+        idx_file(path).read()
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
 
@@ -94,17 +130,22 @@ def test_no_file(tmp_path, make, says):
     path = tmp_path / "file"
     make(path)
     with pytest.raises(DataError, match=f"file: cannot be read: {says}"):
-        read_idx(path)
+        idx_file(path).read()
+
+
+ZEROS = gzip.compress(header((1 << 27,)) + bytes(1 << 27), 1)  # of 0.6 MB, to 128 MB, as its header announces
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         (gzip.compress(header((2, 3)) + bytes(1 << 26)), "holds more than the 6 bytes"),
-        (gzip.compress(header((1 << 30,)) + b"1" * 80), "the file holds 80"),
+        (gzip.compress(header((1 << 25,)) + b"1" * 80), "the file holds 80"),
+        (gzip.compress(header((1 << 30,)) + b"1" * 80), "announce 1073741824, of which at most 67108864 are unpacked"),
         (header((1 << 30,)) + b"1" * 80, "the file holds 80"),
+        (ZEROS, f"{len(ZEROS)} packed bytes announce {1 << 27}, of which at most 67108864 are unpacked"),
     ],
-    ids=["unpacks to 64 MB", "announces 1 GB, gzipped", "announces 1 GB"],
+    ids=["unpacks to 64 MB", "announces 32 MB, gzipped", "announces 1 GB, gzipped", "announces 1 GB", "a gzip bomb"],
 )
 def test_a_small_file_takes_little_memory(tmp_path, content, says):
     path = tmp_path / "file"
@@ -112,7 +153,7 @@ def test_a_small_file_takes_little_memory(tmp_path, content, says):
     tracemalloc.start()
     try:
         with pytest.raises(DataError, match=says):
-            read_idx(path)
+            idx_file(path).read()
         assert tracemalloc.get_traced_memory()[1] < 1 << 24
     finally:
         tracemalloc.stop()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from typing import get_args, get_type_hints
 
 import jax
 import numpy as np
 import pytest
+from test_data import TRAIN, arrays, write
 
 import jaxcnn
 from jaxcnn.cli import Train
@@ -53,6 +55,65 @@ def whole(run, tmp_path_factory):
     """An uninterrupted run: its folder and its events."""
     path = tmp_path_factory.mktemp("whole")
     return path, train(run, path)
+
+
+AUGMENTED = "crop=1,flip,cutout=3"
+
+
+def test_augmentation_goes_on_where_it_was_stopped(run, whole, tmp_path):
+    """And is not that of the run without it."""
+    changed = loop.prepare(dataclasses.replace(SMALL, augment=AUGMENTED))
+    train(changed, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(changed, tmp_path / "stopped", until=100)
+    kept = loop.from_folder(RunFolder(tmp_path / "stopped"))
+    assert kept == changed.config
+    assert kept.augment == AUGMENTED
+    train(loop.prepare(kept), tmp_path / "stopped", resume=True)
+    assert lines_of(tmp_path / "stopped") == lines_of(tmp_path / "whole")
+    plain, lines = (lines_of(path) for path in (whole[0], tmp_path / "whole"))
+    assert all(a["train_loss"] > p["train_loss"] for a, p in zip(lines, plain, strict=True))
+
+
+def test_other_data_is_not_resumed_on(run, whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    other = run._replace(data=run.data._replace(sha256="0" * 64))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(
+        DataError, match=f"^digits: not the data that the run was begun with: sha256 {'0' * 64}, in config"
+    ):
+        train(other, tmp_path / "run", resume=True)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_augmentation_is_the_datas_unless_another_is_given(rng, tmp_path):
+    folder = str(write(tmp_path, arrays(rng)))
+    digits, files = Config(batch_size=2), Config(data="fashion-mnist", data_dir=folder, batch_size=2)
+    for config, augment in (
+        (digits, "none"),
+        (files, "crop=2,flip"),
+        (dataclasses.replace(files, data=folder, data_dir=None), "none"),
+        (dataclasses.replace(files, augment="none"), "none"),
+        (dataclasses.replace(files, augment="flip"), "flip"),
+    ):
+        run = loop.prepare(config)
+        assert (run.config.augment, loop.describe(run)["augment"]) == (augment, augment)
+
+
+def test_black_is_put_around_the_training_images(rng, tmp_path):
+    """Standardised as the images are, one for each channel."""
+    files = arrays(rng) | {
+        name: np.stack([a, 255 - a // 2, a // 3], -1) for name, a in arrays(rng).items() if a.ndim == 3
+    }
+    run = loop.prepare(Config(data=str(write(tmp_path, files)), batch_size=2, augment="crop=5"))
+    augment = loop._augmentation(run.config, run.data)
+    assert augment is not None
+    pixels = np.asarray(augment(jax.random.key(0), run.data.train.images)) * run.data.deviation + run.data.mean
+    shown = np.rint(pixels * 255).astype(int)
+    rows = (shown == 0).all((2, 3)).sum()  # wholly moved in from outside: 0 to 5 of 8
+    assert 0.2 < rows / (20 * 8) < 0.5
+    inside = shown[~(shown == 0).all(-1)]
+    assert np.isin(inside.view("i8,i8,i8"), files[TRAIN].reshape(-1, 3).astype(int).view("i8,i8,i8")).all()
 
 
 def test_what_happens(run, whole):
@@ -183,7 +244,8 @@ def test_describe(run):
     assert described["epochs"] == 2
     assert described["training_images"] == [1437, 8, 8, 1]
     assert described["test_images"] == [360, 8, 8, 1]
-    assert (described["pixel_mean"], described["pixel_deviation"]) == (run.data.mean, run.data.deviation)
+    assert (described["pixel_mean"], described["pixel_deviation"]) == ([*run.data.mean], [*run.data.deviation])
+    assert described["data_sha256"] == run.data.sha256
     assert described["devices"] == [str(d) for d in jax.devices()]
     assert described["versions"]["jaxcnn"] == jaxcnn.__version__
     assert described["versions"]["jax"] == jax.__version__
@@ -253,6 +315,14 @@ REFUSED = {
     "no microbatch": ({"microbatch": 0}, "--microbatch: got 0, required auto or a number of images, at least 1"),
     "microbatch left over": ({"microbatch": 3}, "--microbatch: got 3, required a divisor of each device's 16 images"),
     "odd batch": ({"batch_size": 33}, "--batch-size: got 33, required a multiple of the 2 devices; give another, or"),
+    "augmentation": (
+        {"augment": "crop"},
+        "--augment: got 'crop' in 'crop', required none, or of crop=PIXELS, flip, cutout=PIXELS some",
+    ),
+    "large augmentation": (
+        {"augment": "crop=9,flip"},
+        "--augment crop=9,flip: not for images of 8×8×1: random_crop: padding must be from 1 to 8, the shorter side",
+    ),
     "too small": ({"model": "lenet5"}, "--model lenet5: not for images of 8×8×1: "),
 }
 
@@ -266,7 +336,8 @@ def test_refused_configuration(changes, says):
 
 
 @pytest.mark.parametrize(
-    ("data", "begins"), [("digits", "digits-source-seed7-"), ("/data/mnist/", "mnist-source-seed7-")]
+    ("data", "begins"),
+    [("digits", "digits-source-seed7-"), ("/data/mnist/", "mnist-source-seed7-"), ("/data/m.npz", "m-source-seed7-")],
 )
 def test_a_new_folder_says_what_it_holds(data, begins):
     path = loop.new_folder(Config(data=data, seed=7))

@@ -44,7 +44,7 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The (params, state) that `save` wrote, or those of a run folder's newest checkpoint.
 
     `network.forward(params, state, images)[0]` are then the network's outputs; a run's images were standardised with
-    the pixel_mean and pixel_deviation in its config.json.
+    the pixel_mean and pixel_deviation in its config.json, one a channel.
 
     Raises:
       FileNotFoundError: no such folder. DataError: it holds no network of `save` and no run.

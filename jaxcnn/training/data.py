@@ -1,42 +1,65 @@
-"""Data sets: scikit-learn's digits, and folders of idx files."""
+"""Data sets: which reader a name or a path stands for, the split, the scaling, and a digest of it all."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxcnn.rules.resize import upsample_bilinear
-from jaxcnn.training.idx import DataError, read_idx
+from jaxcnn.training.cifar import cifar_folder, is_cifar
+from jaxcnn.training.idx import idx_folder
+from jaxcnn.training.npz import npz_file
+from jaxcnn.training.samples import DataError, Samples, Stored, read_samples
 
-SPLITS = {"train": ("train",), "test": ("t10k", "test")}  # how idx files name the two
-
-
-class Samples(NamedTuple):
-    images: np.ndarray  # M×H×W×C float32
-    labels: np.ndarray  # (M,) int32 class indices
+DIGITS = "digits"
+FASHION_MNIST = "fashion-mnist"
+NAMES = (DIGITS, FASHION_MNIST)  # all else is a path
+PACKAGED = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 
 
 class DataSet(NamedTuple):
-    """Standardised by the mean and deviation of all pixels of the training images."""
+    """Standardised by the mean and deviation of all pixels of the training images, of each channel by itself."""
 
     train: Samples
     validation: Samples | None
     test: Samples
     classes: int
-    mean: float
-    deviation: float
+    mean: tuple[float, ...]  # one a channel, of pixels from 0 to 1 where they were bytes
+    deviation: tuple[float, ...]
+    augment: str  # what is usual for such images, as `jaxcnn.augment.from_text` takes it
+    sha256: str  # of all images and labels as they are shared out, before they were standardised
 
 
-def load_data(name: str, *, seed: int, validation: float = 0.0, classes: int = 10) -> DataSet:
-    """The data set of that name, or of the folder of that path.
+class Form(NamedTuple):
+    read: Callable[[Path], Stored]
+    augment: str = "none"
+    classes: int | None = None  # the caller says where None
+
+
+IDX = Form(idx_folder)
+NPZ = Form(npz_file)
+FASHION = Form(idx_folder, "crop=2,flip", 10)
+CIFAR = Form(cifar_folder, "crop=4,flip", 10)
+
+
+def load_data(
+    name: str, *, seed: int, folder: str | Path | None = None, validation: float = 0.0, classes: int = 10
+) -> DataSet:
+    """The data set of that name or path.
 
     Args:
-      name: "digits", scikit-learn's 1,797 images of 8×8, a stratified, shuffled 80/20 split by the seed; or a folder of
-        idx files with MNIST's names: {train,t10k}-{images-idx3,labels-idx1}-ubyte, gzipped or not.
-      validation: the fraction of the training images, stratified, that is set aside.
-      classes: how many, for a folder; labels are 0 … classes - 1.
+      name: "digits", scikit-learn's 1,797 images of 8×8, a stratified, shuffled 80/20 split by the seed;
+        "fashion-mnist"; a folder of idx files with MNIST's names, {train,t10k}-{images-idx3,labels-idx1}-ubyte, gzipped
+        or not; a folder of CIFAR-10's binary version; or an .npz file with the names of Keras (x_train, y_train,
+        x_test, y_test) or of MedMNIST (train_images, train_labels, …).
+      folder: where Fashion-MNIST's four files are, where that is not the Debian package's folder.
+      validation: the fraction of the training images, stratified, that is set aside. An .npz file that has validation
+        images of its own gives these instead.
+      classes: how many, for a folder of idx files and an .npz file; labels are 0 … classes - 1.
 
     Raises:
       DataError: files missing or broken, images and labels of different number, labels outside the classes, values
@@ -44,29 +67,30 @@ def load_data(name: str, *, seed: int, validation: float = 0.0, classes: int = 1
     """
     if not 0 <= validation < 1:
         raise DataError(f"validation: got {validation}, required a fraction from 0 to less than 1")
-    if name == "digits":
-        if classes != 10:
-            raise DataError(f"classes: got {classes}, the digits have 10; it is for folders of idx files")
-        train, test = _digits(seed)
-    else:
-        train, test = (_from_folder(Path(name), split, classes) for split in SPLITS)
-        if train.images.shape[1:] != test.images.shape[1:]:
-            raise DataError(
-                f"{name}: training images are {train.images.shape[1:]}, test images {test.images.shape[1:]}; "
-                "they must have one size"
-            )
-    held_out = None
-    if validation:
-        train, held_out = _split(train, validation, seed)
-    mean, deviation = float(train.images.mean(dtype=np.float64)), float(train.images.std(dtype=np.float64))
-    if deviation == 0:
-        raise DataError(f"{name}: all training pixels have the value {mean}; there is nothing to learn from")
+    if folder is not None and name != FASHION_MNIST:
+        raise DataError(f"--data-dir: got {folder}, but it is for {FASHION_MNIST}; give other data by --data")
+    splits, augment = _digits(seed, classes) if name == DIGITS else _stored(name, folder, classes)
+    parts = {"train": splits["train"], "test": splits["test"]}
+    if validation and "validation" in splits:
+        parts["validation"] = splits["validation"]
+    elif validation:
+        parts["train"], parts["validation"] = _split(splits["train"], validation, seed)
+    digest = _sha256(parts)
+    parts = {split: _unit(part) for split, part in parts.items()}
+    mean, deviation = _statistics(name, parts["train"].images)
+    for part in parts.values():
+        _standardise(part, mean, deviation)
+    train, held_out, test = parts["train"], parts.get("validation"), parts["test"]
+    return DataSet(train, held_out, test, classes, mean, deviation, augment, digest)
 
-    def standard(samples: Samples) -> Samples:
-        return Samples(((samples.images - mean) / deviation).astype(np.float32), samples.labels)
 
-    held_out = None if held_out is None else standard(held_out)
-    return DataSet(standard(train), held_out, standard(test), classes, mean, deviation)
+def require_same_data(kept: dict[str, Any], data: DataSet) -> None:
+    """Raises DataError where the configuration of an earlier run was written for other images or labels."""
+    if kept.get("data_sha256") != data.sha256:
+        raise DataError(
+            f"{kept.get('data')}: not the data that the run was begun with: sha256 {data.sha256}, in config.json "
+            f"{kept.get('data_sha256')}; bring the files back, or start a new run"
+        )
 
 
 def enlarged(data: DataSet, size: int) -> DataSet:
@@ -86,11 +110,47 @@ def enlarged(data: DataSet, size: int) -> DataSet:
     return data._replace(**{name: scaled(getattr(data, name)) for name in ("train", "validation", "test")})
 
 
-def _digits(seed: int) -> tuple[Samples, Samples]:
+def _stored(name: str, folder: str | Path | None, classes: int) -> tuple[dict[str, Samples], str]:
+    """The splits that the files of a name or a path hold, and the augmentation that is usual for them."""
+    if name == FASHION_MNIST:
+        path, form = Path(folder or PACKAGED), FASHION
+        if not path.is_dir():
+            raise DataError(
+                f"{path}: no such folder; install Debian's package dataset-fashion-mnist, or give the folder of "
+                "Fashion-MNIST's four idx files by --data-dir"
+            )
+    else:
+        path, form = Path(name), _form_of(Path(name))
+    if form.classes is None:
+        return read_samples(form.read(path), classes, "give --classes"), form.augment
+    _require_classes(name, classes, form.classes)
+    return read_samples(form.read(path), classes, "fetch the files again"), form.augment
+
+
+def _form_of(path: Path) -> Form:
+    if path.is_dir():
+        return CIFAR if is_cifar(path) else IDX
+    if not path.exists():
+        raise DataError(
+            f"{path}: no such file or folder; give {', '.join(NAMES)}, a folder of idx files or of CIFAR-10's binary "
+            "version, or an .npz file"
+        )
+    return NPZ
+
+
+def _require_classes(name: str, got: int, classes: int) -> None:
+    if got != classes:
+        raise DataError(f"--classes: got {got}, {name} has {classes}; it is for folders of idx files and .npz files")
+
+
+def _digits(seed: int, classes: int) -> tuple[dict[str, Samples], str]:
     from sklearn.datasets import load_digits
 
+    _require_classes(DIGITS, classes, 10)
     digits: Any = load_digits()
-    return _split(Samples(digits.images[..., None].astype(np.float32) / 16, digits.target.astype(np.int32)), 0.2, seed)
+    images = digits.images[..., None].astype(np.float32) / 16
+    train, test = _split(Samples(images, digits.target.astype(np.int32)), 0.2, seed)
+    return {"train": train, "test": test}, "none"
 
 
 def _split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
@@ -106,31 +166,38 @@ def _split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Sampl
     return tuple(Samples(samples.images[i], samples.labels[i]) for i in (kept, apart))  # pyright: ignore[reportReturnType]
 
 
-def _from_folder(folder: Path, split: str, classes: int) -> Samples:
-    images, labels = (_find(folder, split, kind) for kind in ("images", "labels"))
-    pixels, targets = read_idx(images), read_idx(labels)
-    if pixels.ndim not in (3, 4):
-        raise DataError(f"{images}: got an array {pixels.shape}, required M×H×W or M×H×W×C images")
-    if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
-        raise DataError(f"{labels}: got {targets.dtype} {targets.shape}, required one whole number an image")
-    if len(pixels) != len(targets):
-        raise DataError(f"{labels}: {len(targets)} labels for {len(pixels)} images; there must be one for each")
-    if targets.min() < 0 or targets.max() >= classes:
-        bad = targets[(targets < 0) | (targets >= classes)][0]
-        raise DataError(f"{labels}: label {bad} is outside the {classes} classes 0 … {classes - 1}; give --classes")
-    scale = np.float32(255 if pixels.dtype == np.uint8 else 1)
-    with np.errstate(over="ignore"):  # a float64 may be more than float32 holds; it is named below
-        pixels = pixels.astype(np.float32) / scale
-    if not np.isfinite(pixels).all():
-        where = np.argwhere(~np.isfinite(pixels))[0].tolist()
-        raise DataError(f"{images}: value {where} is NaN or infinite; all pixels must be finite")
-    return Samples(pixels.reshape(*pixels.shape[:3], -1), targets.astype(np.int32))
+def _sha256(parts: dict[str, Samples]) -> str:
+    """Of names, dtypes, shapes and bytes: the same for a file and its gzipped form."""
+    digest = hashlib.sha256()
+    for split, part in parts.items():
+        for name, array in part._asdict().items():
+            digest.update(f"{split} {name} {array.dtype} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
-def _find(folder: Path, split: str, kind: str) -> Path:
-    if not folder.is_dir():
-        raise DataError(f'{folder}: no such folder; give "digits" or a folder of idx files')
-    found = sorted(p for prefix in SPLITS[split] for p in folder.glob(f"{prefix}-{kind}[-.]idx*"))
-    if not found:
-        raise DataError(f"{folder}: no {SPLITS[split][0]}-{kind}-idx*-ubyte[.gz]; MNIST's four files are required")
-    return found[0]
+def _unit(samples: Samples) -> Samples:
+    """Bytes as numbers from 0 to 1."""
+    if samples.images.dtype != np.uint8:
+        return samples
+    images = samples.images.astype(np.float32)
+    images /= 255
+    return samples._replace(images=images)
+
+
+def _statistics(name: str, images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and the deviation of each channel; a channel that does not vary has 1, so that it is only shifted."""
+    channels = [images[..., c] for c in range(images.shape[-1])]
+    means = tuple(float(channel.mean(dtype=np.float64)) for channel in channels)
+    deviations = tuple(float(channel.std(dtype=np.float64)) for channel in channels)
+    if not any(deviations):
+        values = ", ".join(map(str, means))
+        raise DataError(f"{name}: all training pixels have the value {values}; there is nothing to learn from")
+    return means, tuple(deviation or 1.0 for deviation in deviations)
+
+
+def _standardise(samples: Samples, mean: tuple[float, ...], deviation: tuple[float, ...]) -> None:
+    """In place: images may take much of the memory."""
+    images = samples.images
+    images -= np.asarray(mean, np.float32)
+    images /= np.asarray(deviation, np.float32)

@@ -18,8 +18,9 @@ import optax
 
 from jaxcnn.layers import Layer
 from jaxcnn.rules.loss import softmax_cross_entropy
+from jaxcnn.training.augment import Augmentation, from_text
 from jaxcnn.training.checkpoint import RunFolder, params_sha256
-from jaxcnn.training.data import DataSet, enlarged, load_data
+from jaxcnn.training.data import DIGITS, DataSet, enlarged, load_data, require_same_data
 from jaxcnn.training.evaluate import evaluate
 from jaxcnn.training.idx import DataError
 from jaxcnn.training.microbatch import AUTO
@@ -32,9 +33,10 @@ CHUNK = 100  # steps in one scan: few enough to show progress and to stop soon
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One run: with the data, everything that its result depends on. Epochs and rates as None are those of the
-    model's recipe."""
+    model's recipe, the augmentation is that of the data."""
 
-    data: str = "digits"
+    data: str = DIGITS
+    data_dir: str | None = None
     model: str = "source"
     backward: str = "manual"
     epochs: int | None = None
@@ -43,6 +45,7 @@ class Config:
     weight_decay: float | None = None
     seed: int = 0
     validation: float = 0.0
+    augment: str | None = None
     classes: int = 10
     microbatch: int | str = AUTO
 
@@ -51,7 +54,7 @@ class Config:
         if self.model not in RECIPES:
             raise DataError(f"--model: got {self.model!r}, required one of {', '.join(RECIPES)}")
         recipe = RECIPES[self.model]
-        epochs, rate, decay = recipe.digits if self.data == "digits" else recipe.other
+        epochs, rate, decay = recipe.digits if self.data == DIGITS else recipe.other
         full = dataclasses.replace(
             self,
             epochs=epochs if self.epochs is None else self.epochs,
@@ -69,6 +72,11 @@ class Config:
             raise DataError(f"--seed: got {full.seed}, required less than {2**32}")
         if not (full.learning_rate or 0) > 0:
             raise DataError(f"--learning-rate: got {full.learning_rate}, required more than 0")
+        if full.augment is not None:
+            try:
+                from_text(full.augment)
+            except ValueError as error:
+                raise DataError(f"--augment: {error}") from None
         return full
 
 
@@ -119,7 +127,9 @@ def prepare(config: Config) -> Run:
     assert config.epochs is not None  # complete() saw to all three
     assert config.learning_rate is not None
     assert config.weight_decay is not None
-    data = load_data(config.data, seed=config.seed, validation=config.validation, classes=config.classes)
+    data = load_data(
+        config.data, seed=config.seed, folder=config.data_dir, validation=config.validation, classes=config.classes
+    )
     samples = len(data.train.labels)
     if config.batch_size > samples:
         raise DataError(f"--batch-size: got {config.batch_size}, required at most the {samples} training images")
@@ -143,7 +153,10 @@ def prepare(config: Config) -> Run:
     try:
         state = _initial_state(network, optimizer, config.seed, size)
     except ValueError as error:
-        raise DataError(f"--model {config.model}: not for images of {'×'.join(map(str, size))}: {error}") from None
+        raise DataError(f"--model {config.model}: not for images of {_by(size)}: {error}") from None
+    _augmentation(config, data)  # so that nothing is written where it is not for these images
+    if config.augment is None:
+        config = dataclasses.replace(config, augment=data.augment)
     return Run(config, data, network, optimizer, state, steps_an_epoch)
 
 
@@ -164,13 +177,15 @@ def train(
     sums = {"loss": 0.0, "seconds": 0.0}
     state = _copied(run.state)  # the step donates its state; the run's own is not ours to give away
     if resume:
+        require_same_data(folder.config(), run.data)
         state, sums = folder.resume(run.state)
     first = _order(run, 0)[0]
     check = _gradient_check(run, *(a[first] for a in run.data.train))
     if not resume:
         folder.create(describe(run), state)
     yield check
-    how = {"backward": run.config.backward, "microbatch": run.config.microbatch}
+    augment = _augmentation(run.config, run.data)
+    how = {"backward": run.config.backward, "microbatch": run.config.microbatch, "augment": augment}
     steps = train_steps(run.network, loss, run.optimizer, **how)
     done = int(state.step)
     while done < run.steps:
@@ -225,13 +240,14 @@ def finished(run: Run, folder: RunFolder) -> dict[str, Any] | None:
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """config.json: the configuration, the data's shapes and scaling, and the versions."""
+    """config.json: the configuration, the data's shapes, scaling and digest, and the versions."""
     return {
         **dataclasses.asdict(run.config),
         "training_images": list(run.data.train.images.shape),
         "test_images": list(run.data.test.images.shape),
-        "pixel_mean": run.data.mean,
-        "pixel_deviation": run.data.deviation,
+        "pixel_mean": list(run.data.mean),
+        "pixel_deviation": list(run.data.deviation),
+        "data_sha256": run.data.sha256,
         "devices": [str(d) for d in jax.devices()],
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in ("jaxcnn", "jax", "jaxlib", "optax")},
@@ -249,8 +265,26 @@ def from_folder(folder: RunFolder) -> Config:
 
 def new_folder(config: Config) -> Path:
     """runs/DATA-MODEL-seedN-TIME, in the current folder."""
-    data = config.data if config.data == "digits" else Path(config.data).name
+    data = Path(config.data).name.removesuffix(".npz")
     return Path("runs") / f"{data}-{config.model}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _augmentation(config: Config, data: DataSet) -> Augmentation | None:
+    """The data's where the configuration has none. Raises DataError for images that are too small for it."""
+    text = data.augment if config.augment is None else config.augment
+    black = [-mean / deviation for mean, deviation in zip(data.mean, data.deviation, strict=True)]
+    augment = from_text(text, black=black)
+    size = data.train.images.shape[1:]
+    try:
+        if augment is not None:
+            jax.eval_shape(lambda: augment(jax.random.key(0), jnp.zeros((1, *size))))
+    except ValueError as error:
+        raise DataError(f"--augment {text}: not for images of {_by(size)}: {error}") from None
+    return augment
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return "×".join(map(str, size))
 
 
 def _gradient_check(run: Run, images, labels) -> GradientCheck:

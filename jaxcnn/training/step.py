@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule, equally_varying
 from jaxcnn.rules.platform import by_platform
+from jaxcnn.training.augment import Augmentation
 from jaxcnn.training.devices import TURN, all_devices, must_not_overlap, place, require_one_axis
 from jaxcnn.training.metrics import counts_of
 from jaxcnn.training.microbatch import AUTO, automatic, check, parts
@@ -59,6 +60,7 @@ def train_step(
     *,
     backward: str = "manual",
     microbatch: int | str | None = None,
+    augment: Augmentation | None = None,
     mesh: Mesh | None = None,
 ) -> Step:
     """A jitted training step: `state, metrics = step(state, images, labels)`.
@@ -75,6 +77,8 @@ def train_step(
         passes, elsewhere the whole batch; that too where a layer looks at samples together. Batch normalisation takes
         the statistics of what passes together: of the whole batch, on all devices, when None or "auto"; else of the
         devices' micro-batches of one turn. Random layers draw anew for each micro-batch.
+      augment: a function (key, images) -> images of the same shape and dtype, as those of `jaxcnn.augment`; each
+        device's images of a step pass through it before the network, with a key of their own. None: as they are.
       mesh: the devices that share the batch, on one axis; all devices when None.
 
     Returns:
@@ -96,7 +100,7 @@ def train_step(
     (1, 2.62)
     """
     mesh = all_devices() if mesh is None else mesh
-    one = _one_step("train_step", network, loss, optimizer, backward, microbatch, mesh)
+    one = _one_step("train_step", network, loss, optimizer, backward, microbatch, augment, mesh)
     return Step("train_step", one, mesh, (P(mesh.axis_names), P(mesh.axis_names)))
 
 
@@ -107,6 +111,7 @@ def train_steps(
     *,
     backward: str = "manual",
     microbatch: int | str | None = None,
+    augment: Augmentation | None = None,
     mesh: Mesh | None = None,
 ) -> Step:
     """Many steps in one `lax.scan`: `state, metrics = run(state, images, labels, indices)`.
@@ -125,7 +130,7 @@ def train_steps(
     (2, (2,))
     """
     mesh = all_devices() if mesh is None else mesh
-    one = _one_step("train_steps", network, loss, optimizer, backward, microbatch, mesh)
+    one = _one_step("train_steps", network, loss, optimizer, backward, microbatch, augment, mesh)
 
     def many(state, images, labels, indices):
         def step(state, chosen):
@@ -213,7 +218,7 @@ class Step:
                 )
 
 
-def _one_step(name, network, loss, optimizer, backward, microbatch, mesh):
+def _one_step(name, network, loss, optimizer, backward, microbatch, augment, mesh):
     """(state, images, labels) -> (state, metrics), on each device with its share of the batch."""
     if backward not in BACKWARD:
         raise ValueError(f"{name}: backward must be one of {', '.join(BACKWARD)}, got {backward!r}")
@@ -221,6 +226,8 @@ def _one_step(name, network, loss, optimizer, backward, microbatch, mesh):
         raise TypeError(f"{name}: loss must be a jaxcnn.Rule of (logits, labels), got {type(loss).__name__}")
     if not hasattr(optimizer, "update"):
         raise TypeError(f"{name}: optimizer must be an optax optimizer, made by a call as optax.adam(1e-3)")
+    if not (augment is None or callable(augment)):
+        raise TypeError(f"{name}: augment must be a function of (key, images), got {type(augment).__name__}")
     require_one_axis(name, mesh)
     check(name, microbatch)
     axis = mesh.axis_names[0] if mesh.size > 1 else None
@@ -229,6 +236,9 @@ def _one_step(name, network, loss, optimizer, backward, microbatch, mesh):
     def one(state: TrainState, images, labels):
         key = jax.random.fold_in(state.key, state.step)
         key = key if axis is None else jax.random.fold_in(key, lax.axis_index(axis))
+        if augment is not None:
+            key, own = jax.random.split(key)
+            images = _augmented(name, augment, own, images)
         params, net_state, images, labels = equally_varying((state.params, state.state, images, labels))
 
         def in_parts(microbatch):
@@ -262,6 +272,14 @@ def _one_step(name, network, loss, optimizer, backward, microbatch, mesh):
         return TrainState(new_params, net_state, opt_state, state.step + 1, state.key), metrics
 
     return one
+
+
+def _augmented(name, augment, key, images):
+    changed = augment(key, images)
+    wanted, got = (f"{a.dtype}{list(a.shape)}" if isinstance(a, jax.Array) else repr(a) for a in (images, changed))
+    if got != wanted:
+        raise TypeError(f"{name}: augment must return images as it gets them, {wanted}; got {got}")
+    return changed
 
 
 FEW_BYTES = 2**18  # larger arrays are summed by themselves
