@@ -1,5 +1,6 @@
 """The training step: equal to autodiff's, without autodiff, on one device and on several."""
 
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -442,6 +443,24 @@ def test_evaluate_takes_images_of_another_device():
     state, _ = trained(1, mesh=mesh_of(2))
     there = jaxcnn.evaluate(NETWORK, state, jax.device_put(images, jax.devices()[0]), labels)
     assert there == pytest.approx(jaxcnn.evaluate(NETWORK, state, np.asarray(images), labels))
+
+
+@pytest.mark.parametrize("batch", [10, 7, 64])
+def test_evaluate_divides_the_images_among_the_devices(batch):
+    """Where a batch divides; one of 7 does not, and each device takes all of it."""
+    images, labels = data()
+    seen = []
+
+    def watched(params, state, x, *, train=False, key=None):
+        seen.append(x.shape[0])
+        return NETWORK.forward(params, state, x, train=train, key=key)
+
+    network = dataclasses.replace(NETWORK, forward=watched)
+    state, _ = trained(1, mesh=mesh_of(2))
+    on_two = jaxcnn.evaluate(network, state, images, labels, batch=batch)
+    assert set(seen) == {n // 2 if n % 2 == 0 else n for n in (batch, len(images) % batch) if n}
+    on_one = jaxcnn.evaluate(NETWORK, jax.device_get(state), images, labels, batch=batch)
+    assert on_two == pytest.approx(on_one, rel=ORDER)
 
 
 def test_a_gradient_of_another_shape_is_refused():

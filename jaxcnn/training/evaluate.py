@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxcnn.layers import Layer
-from jaxcnn.rule import Rule
+from jaxcnn.rule import Rule, equally_varying
 from jaxcnn.rules.loss import softmax_cross_entropy
 from jaxcnn.training.metrics import counts_of
 from jaxcnn.training.step import TrainState
@@ -23,7 +25,7 @@ def evaluate(
     labels: Any,
     *,
     loss: Rule = softmax_cross_entropy,
-    batch: int = 1000,
+    batch: int = 250,
 ) -> dict[str, float]:
     """Mean loss and accuracy over all images, each counted once, the last, smaller batch included.
 
@@ -57,8 +59,12 @@ def evaluate(
     total, right, decided = 0.0, 0, 0
     for start in range(0, samples, batch):
         part = slice(start, start + batch)
-        chosen = jax.device_put(images[part], where)  # on the devices of the parameters
-        logits, cost = _forward(network, loss, state.params, state.state, chosen, labels[part])
+        # On the devices of the parameters: each has its share of the images where they divide, else all of them.
+        mesh = where.mesh if isinstance(where, NamedSharding) and len(labels[part]) % where.mesh.size == 0 else None
+        data = (images[part], labels[part])
+        data = jax.device_put(data, where if mesh is None else NamedSharding(mesh, P(mesh.axis_names)))
+        logits, costs = _forward(network, loss, mesh, state.params, state.state, *data)
+        logits, cost = np.asarray(logits), np.mean(costs)
         if np.isnan(cost):  # the loss is NaN for a label outside the classes, which has a clearer word
             loss.forward(logits, labels[part], **loss.static())
         total += float(cost) * len(labels[part])
@@ -68,7 +74,16 @@ def evaluate(
     return {"loss": total / samples, **({"accuracy": right / decided} if decided else {}), "samples": samples}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _forward(network, loss, params, state, images, labels):
-    logits = network.forward(params, state, images)[0]
-    return logits, loss.forward(logits, labels, **loss.static())[0]
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _forward(network, loss, mesh, params, state, images, labels):
+    """(logits, the mean loss of each device's share)"""
+
+    def share(params, state, images, labels):
+        params, state, images, labels = equally_varying((params, state, images, labels))
+        logits = network.forward(params, state, images)[0]
+        return logits, loss.forward(logits, labels, **loss.static())[0][None]
+
+    if mesh is not None:
+        each = P(mesh.axis_names)
+        share = jax.shard_map(share, mesh=mesh, in_specs=(P(), P(), each, each), out_specs=each)
+    return share(params, state, images, labels)
