@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import jaxcnn
-from jaxcnn.training.checkpoint import RunFolder, params_sha256
+from jaxcnn.training.checkpoint import params_sha256
 from jaxcnn.training.idx import DataError
 
 NESTED = {

@@ -14,7 +14,6 @@ import pytest
 import jaxcnn
 from jaxcnn.cli import Train
 from jaxcnn.training import loop
-from jaxcnn.training.checkpoint import RunFolder
 from jaxcnn.training.data import Samples
 from jaxcnn.training.idx import DataError
 from jaxcnn.training.loop import Config, Diverged, EpochEnd, GradientCheck, Interrupted, Progress

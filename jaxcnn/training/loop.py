@@ -18,12 +18,14 @@ import optax
 
 from jaxcnn.layers import Layer
 from jaxcnn.rules.loss import softmax_cross_entropy
-from jaxcnn.training.checkpoint import RunFolder, params_sha256
+from jaxcnn.training.checkpoint import params_sha256
 from jaxcnn.training.data import DataSet, enlarged, load_data
 from jaxcnn.training.evaluate import evaluate
+from jaxcnn.training.finite import first_nonfinite
 from jaxcnn.training.idx import DataError
 from jaxcnn.training.microbatch import AUTO
 from jaxcnn.training.recipes import RECIPES
+from jaxcnn.training.run_folder import NO_SUMS, RunFolder
 from jaxcnn.training.step import BACKWARD, TrainState, init_train_state, shuffled, train_steps
 
 CHUNK = 100  # steps in one scan: few enough to show progress and to stop soon
@@ -45,6 +47,7 @@ class Config:
     validation: float = 0.0
     classes: int = 10
     microbatch: int | str = AUTO
+    skip_nonfinite: int = 0
 
     def complete(self) -> Config:
         """With the defaults of the model and the data; raises DataError for a value that makes no sense."""
@@ -60,7 +63,14 @@ class Config:
         )
         if full.backward not in BACKWARD:
             raise DataError(f"--backward: got {full.backward!r}, required one of {', '.join(BACKWARD)}")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("classes", 2), ("seed", 0), ("weight_decay", 0)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("classes", 2),
+            ("seed", 0),
+            ("weight_decay", 0),
+            ("skip_nonfinite", 0),
+        ):
             if not getattr(full, name) >= least:
                 raise DataError(f"--{name.replace('_', '-')}: got {getattr(full, name)}, required at least {least}")
         if full.microbatch != AUTO and (isinstance(full.microbatch, str) or full.microbatch < 1):
@@ -70,6 +80,9 @@ class Config:
         if not (full.learning_rate or 0) > 0:
             raise DataError(f"--learning-rate: got {full.learning_rate}, required more than 0")
         return full
+
+
+CHANGEABLE = ("skip_nonfinite",)  # on resuming; all else the result depends on
 
 
 class GradientCheck(NamedTuple):
@@ -90,8 +103,12 @@ class EpochEnd(NamedTuple):
     metrics: dict[str, Any]  # the line of metrics.jsonl
 
 
+class Warned(NamedTuple):
+    message: str  # what the run goes on in spite of
+
+
 class Diverged(Exception):
-    """The loss is no longer finite; the message says at which step and, where known, why."""
+    """The loss or the gradient is no longer finite; the message says at which step, which value, and why if known."""
 
 
 class Interrupted(Exception):
@@ -149,7 +166,7 @@ def prepare(config: Config) -> Run:
 
 def train(
     run: Run, folder: RunFolder, *, resume: bool, stop: Callable[[], bool]
-) -> Iterator[GradientCheck | Progress | EpochEnd]:
+) -> Iterator[GradientCheck | Progress | EpochEnd | Warned]:
     """Trains, writing the run folder, and yields what happens.
 
     The last EpochEnd has the test loss, the test accuracy and the digest of the parameters; the test set is used once.
@@ -157,20 +174,25 @@ def train(
     goes on from its step as if it had not been.
 
     Raises:
-      Diverged: the loss is NaN or infinite. Interrupted: `stop()` was true; the state of that step is saved.
+      Diverged: the loss or the gradient is NaN or infinite once more than `skip_nonfinite` allows; the state before that
+        step is saved. Interrupted: `stop()` was true; the state of that step is saved.
+      DataError: there is nothing to resume. StorageError: the folder is in use, or cannot be written to.
     """
     images, labels = (jnp.asarray(a) for a in run.data.train)
     loss = softmax_cross_entropy
-    sums = {"loss": 0.0, "seconds": 0.0}
+    sums = NO_SUMS
     state = _copied(run.state)  # the step donates its state; the run's own is not ours to give away
     if resume:
-        state, sums = folder.resume(run.state)
+        changes = changed(run, folder)
+        state, sums, _, warnings = folder.resume(run.state)
+        yield from map(Warned, [*changes, *warnings])
     first = _order(run, 0)[0]
     check = _gradient_check(run, *(a[first] for a in run.data.train))
     if not resume:
         folder.create(describe(run), state)
     yield check
-    how = {"backward": run.config.backward, "microbatch": run.config.microbatch}
+    allowed = run.config.skip_nonfinite
+    how = {"backward": run.config.backward, "microbatch": run.config.microbatch, "skip_nonfinite": allowed}
     steps = train_steps(run.network, loss, run.optimizer, **how)
     done = int(state.step)
     while done < run.steps:
@@ -179,23 +201,43 @@ def train(
         while position < run.steps_an_epoch:
             chosen = order[position : position + CHUNK]
             start = time.perf_counter()
+            before = int(state.skipped)
             state, metrics = steps(state, images, labels, chosen)
-            losses = jax.device_get(metrics["loss"])
+            count = int(state.step) - done  # of these; fewer than were chosen where it ended
+            losses, finite, skipped = jax.device_get(
+                (metrics["loss"][:count], metrics["finite"][:count], state.skipped)
+            )
             seconds = time.perf_counter() - start
-            position, done = position + len(chosen), done + len(chosen)
-            _require_finite(losses, metrics, done - len(chosen))
-            sums = {"loss": sums["loss"] + float(losses.sum()), "seconds": sums["seconds"] + seconds}
-            yield Progress(epoch, done, run.steps, float(losses.mean()), chosen.size / seconds)
+            mean = float(losses[finite].mean()) if finite.any() else math.nan
+            sums = {
+                "loss": sums["loss"] + float(losses[finite].sum()),
+                "seconds": sums["seconds"] + seconds,
+                "skipped": sums["skipped"] + int((~finite).sum()),
+            }
+            for number, i in enumerate(np.flatnonzero(~finite), before + 1):
+                which = f"{number} of the {allowed} that --skip-nonfinite allows"
+                yield Warned(f"step {done + i + 1}: the gradient is not finite; the step is left out, {which}")
+            position, done = position + count, done + count
+            if skipped > allowed:
+                # The step that ended the run is not counted: it will be tried again.
+                state = state._replace(skipped=state.skipped - 1)
+                folder.keep(state, sums)
+                folder.wait()
+                raise Diverged(_why(run, state, order[position], metrics, count))
+            yield Progress(epoch, done, run.steps, mean, chosen.size / seconds)
             if position < run.steps_an_epoch and stop():
                 folder.keep(state, sums)
+                folder.wait()
                 raise Interrupted(f"step {done} of {run.steps}")
         line = _epoch_line(run, state, epoch, sums)
         folder.log(line)
-        folder.keep(state, {})
-        sums = {"loss": 0.0, "seconds": 0.0}
+        folder.keep(state, NO_SUMS)
+        sums = NO_SUMS
         yield EpochEnd(line)
         if done < run.steps and stop():
+            folder.wait()
             raise Interrupted(f"step {done} of {run.steps}")
+    folder.wait()
 
 
 # In a short run compilation takes the time, even of programs that are only fetched from jax's cache. So what comes
@@ -218,10 +260,15 @@ def _order(run: Run, epoch: int) -> np.ndarray:
 
 
 def finished(run: Run, folder: RunFolder) -> dict[str, Any] | None:
-    """The last line of metrics of a run that has ended, its last checkpoint written, else None."""
-    last = (folder.metrics() or [{}])[-1]
-    whole = last.get("step") == run.steps and "test_accuracy" in last and folder.has_checkpoint(run.steps)
-    return last if whole else None
+    """The last line of metrics of a run that has ended, its last checkpoint whole, else None.
+
+    A metrics.jsonl that is not as it was written is written anew.
+    """
+    kept = folder.newest(run.state)
+    if kept.warnings or int(kept.state.step) < run.steps:
+        return None
+    folder.write_metrics(kept.lines)
+    return kept.lines[-1]
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -236,6 +283,26 @@ def describe(run: Run) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in ("jaxcnn", "jax", "jaxlib", "optax")},
     }
+
+
+def changed(run: Run, folder: RunFolder) -> list[str]:
+    """What is not as it was when the run began, and may change the last bits of its result.
+
+    Raises:
+      DataError: other data, whose result would be another run's.
+    """
+    kept, now = folder.config(), describe(run)
+    for name in ("training_images", "test_images", "pixel_mean", "pixel_deviation"):
+        if not np.array_equal(np.shape(kept[name]), np.shape(now[name])) or not np.allclose(kept[name], now[name]):
+            raise DataError(
+                f"--resume {folder.path}: {run.config.data} is not the data that the run began with: {name} was "
+                f"{kept[name]}, is {now[name]}"
+            )
+    was, are = ({"python": d["python"], **d["versions"], "devices": d["devices"]} for d in (kept, now))
+    differing = [f"{name} {was.get(name)} is now {are[name]}" for name in are if was.get(name) != are[name]]
+    if not differing:
+        return []
+    return [f"{', '.join(differing)}: the result may differ in its last bits from that of a run without a break"]
 
 
 def from_folder(folder: RunFolder) -> Config:
@@ -281,9 +348,10 @@ def _epoch_line(run: Run, state: TrainState, epoch: int, sums: dict[str, float])
     line = {
         "step": int(state.step),
         "epoch": epoch + 1,
-        "train_loss": sums["loss"] / run.steps_an_epoch,
+        "train_loss": sums["loss"] / counted if (counted := run.steps_an_epoch - sums["skipped"]) else math.nan,
         "images_per_second": run.steps_an_epoch * run.config.batch_size / seconds,
         "seconds": seconds,
+        **({"skipped_steps": sums["skipped"]} if sums["skipped"] else {}),
     }
     if run.data.validation is not None:
         held_out = evaluate(run.network, state, *run.data.validation)
@@ -295,9 +363,12 @@ def _epoch_line(run: Run, state: TrainState, epoch: int, sums: dict[str, float])
     return line
 
 
-def _require_finite(losses, metrics, before: int) -> None:
-    for i, value in enumerate(losses):
-        if not math.isfinite(value):
-            invalid = int(metrics["invalid_labels"][i])
-            why = f"{invalid} labels lie outside the classes" if invalid else "a smaller --learning-rate may help"
-            raise Diverged(f"the loss is {value} at step {before + i + 1}: {why}")
+def _why(run: Run, state: TrainState, chosen, metrics, i: int) -> str:
+    """Of the step that is not finite, the one after `state`: which value was the first, and what may help."""
+    value, invalid = float(metrics["loss"][i]), int(metrics["invalid_labels"][i])
+    what = "the gradient is not finite" if math.isfinite(value) else f"the loss is {value}"
+    batch = (a[chosen] for a in run.data.train)
+    first = first_nonfinite(run.network, softmax_cross_entropy, jax.device_get(state), *batch)
+    where = "the same step computed once more, layer by layer, is finite" if first is None else f"first of all {first}"
+    help_ = f"{invalid} labels lie outside the classes" if invalid else "a smaller --learning-rate may help"
+    return f"{what} at step {int(state.step) + 1}: {where}; {help_}; the state before it is kept"

@@ -1,0 +1,103 @@
+"""Which value of a training step was the first that is not finite: the step once more, by hand, layer by layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.layers import Layer
+from jaxcnn.rule import Rule, Static
+from jaxcnn.training.step import TrainState
+
+
+def first_nonfinite(network: Layer, loss: Rule, state: TrainState, images: Any, labels: Any) -> str | None:
+    """What the step from `state` meets first that is NaN or infinite, in words; None where all is finite.
+
+    In the order of the computation: the parameters, the images, the output of each layer, the loss, then from the last
+    layer to the first the cotangent of its input and the gradients of its parameters. The whole batch passes at once,
+    on one device; with more devices or micro-batches random layers draw otherwise.
+
+    Args:
+      state: before the step. images: N×H×W×C, labels: (N, ...), those of the step.
+
+    >>> import jaxcnn, optax
+    >>> network = jaxcnn.models.source()
+    >>> state = jaxcnn.init_train_state(network, optax.sgd(0.1), 0, (8, 8, 1))
+    >>> images = np.zeros((2, 8, 8, 1), np.float32)
+    >>> images[1, 3, 5, 0] = np.inf
+    >>> first_nonfinite(network, jaxcnn.softmax_cross_entropy, state, images, np.zeros(2, int))
+    'the image [1, 3, 5, 0] is inf'
+    """
+    found: list[str] = []
+    params, net_state, key = state.params, state.state, jax.random.fold_in(state.key, state.step)
+    for path, leaf in jax.tree.leaves_with_path(params):
+        _note(found, f"the parameter {_name(path)}", leaf)
+    _note(found, "the image", images)
+    watched = _watched(network, network.name, [], found)
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    with np.errstate(all="ignore"):
+        logits, _, residuals = watched.forward(params, net_state, images, train=True, key=key)
+        value, saved = loss.forward(logits, labels, **loss.static())
+        _note(found, "the loss", value)
+        if not found:
+            dlogits, *_ = loss.backward(saved, jnp.ones_like(value), **loss.static())
+            _note(found, "the gradient of the network's output", dlogits)
+            watched.backward(residuals, dlogits)
+    return found[0] if found else None
+
+
+def _watched(layer: Layer, name: str, around: list[tuple[str, dict]], found: list[str]) -> Layer:
+    """The layer, which notes what is not finite as it comes; of one made of layers, within each of these.
+
+    `around`: for each layer under way its path among the parameters, which begins below the network, and its own.
+    """
+    made = layer
+    if layer.rebuild is not None:
+        names = [part.name for part in layer.layers]
+        numbered = [n if names.count(n) == 1 else f"{n}_{names[: i + 1].count(n)}" for i, n in enumerate(names)]
+        parts = zip(layer.layers, numbered, strict=True)
+        made = layer.rebuild(*(_watched(part, n, around, found) for part, n in parts))
+
+    def forward(params, state, x, *, train=False, key=None):
+        path = name
+        if around:
+            outer, theirs = around[-1]
+            by_parameters = [n for n, p in theirs.items() if p is params]
+            path = "/".join(filter(None, (outer, *(by_parameters or [name])[:1])))
+        around.append((path if around else "", params))
+        y, new_state, residuals = made.forward(params, state, x, train=train, key=key)
+        around.pop()
+        _note(found, f"the output of {path}", y)
+        return y, new_state, (Static(path), residuals)
+
+    def backward(residuals, dy):
+        path, saved = residuals[0].value, residuals[1]
+        dparams, dx = made.backward(saved, dy)
+        for leaf_path, leaf in jax.tree.leaves_with_path(dparams):
+            _note(found, f"the gradient of {path}/{_name(leaf_path)}", leaf)
+        _note(found, f"the gradient of the input of {path}", dx)
+        return dparams, dx
+
+    return dataclasses.replace(made, forward=forward, backward=backward)
+
+
+def _note(found: list[str], what: str, array: Any) -> None:
+    """The first element that is not finite; of a gradient also one whose square is not, as the norm squares it."""
+    values = np.asarray(array)
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        return
+    values = values.astype(np.float64)
+    bad = ~np.isfinite(values)
+    if what.startswith("the gradient") and not bad.any():
+        bad = np.abs(values) > np.sqrt(np.finfo(np.float32).max)
+    if bad.any():
+        place = tuple(map(int, np.argwhere(bad)[0]))
+        found.append(f"{what} {list(place) if place else ''}".rstrip() + f" is {values[place]:.4g}")
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
