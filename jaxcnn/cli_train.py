@@ -80,7 +80,8 @@ def train(arguments: Train, named: set[str]) -> int:
     )
     from jaxcnn.training.run_folder import RunFolder, StorageError
 
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs the traces of errors that are told below
+    for name in ("absl", "asyncio"):  # orbax leaves traces of errors there, which are told below in a line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     console = Console(highlight=False, markup=False, soft_wrap=True)  # a path may hold brackets
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Config)}
     if arguments.data != "digits":  # so that the run can be resumed from any folder

@@ -14,6 +14,7 @@ import pytest
 import jaxcnn
 from jaxcnn.training.checkpoint import params_sha256
 from jaxcnn.training.idx import DataError
+from jaxcnn.training.run_folder import RunFolder
 
 NESTED = {
     "conv2d": {"filters": np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3), "bias": np.zeros(1, np.float32)},

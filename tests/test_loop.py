@@ -18,6 +18,7 @@ from jaxcnn.training.data import Samples
 from jaxcnn.training.idx import DataError
 from jaxcnn.training.loop import Config, Diverged, EpochEnd, GradientCheck, Interrupted, Progress
 from jaxcnn.training.recipes import RECIPES
+from jaxcnn.training.run_folder import RunFolder
 
 # 179 steps an epoch: two chunks, so that a run can be stopped in the middle of an epoch. Two devices (conftest).
 SMALL = Config(epochs=2, batch_size=8)

@@ -174,8 +174,8 @@ def train(
     goes on from its step as if it had not been.
 
     Raises:
-      Diverged: the loss or the gradient is NaN or infinite once more than `skip_nonfinite` allows; the state before that
-        step is saved. Interrupted: `stop()` was true; the state of that step is saved.
+      Diverged: the loss or the gradient is NaN or infinite once more than `skip_nonfinite` allows; the state before
+        that step is saved. Interrupted: `stop()` was true; the state of that step is saved.
       DataError: there is nothing to resume. StorageError: the folder is in use, or cannot be written to.
     """
     images, labels = (jnp.asarray(a) for a in run.data.train)

@@ -187,7 +187,6 @@ class RunFolder:
                 self.path / "checkpoints",
                 preservation_policy=training.preservation_policies.LatestN(KEPT),
                 cleanup_tmp_directories=True,
-                lightweight_initialize=True,
             )
 
     def _take(self) -> None:

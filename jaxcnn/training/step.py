@@ -260,8 +260,8 @@ def _one_step(name, network, loss, optimizer, backward, microbatch, skip_nonfini
         new = TrainState(new_params, net_state, opt_state, state.step + 1, state.key, state.skipped)
         if skip_nonfinite is None:
             return new, metrics
-        # One sum of squares for each gradient tells of every NaN and infinity in it, and of what overflows when squared,
-        # as Adam squares it.
+        # One sum of squares for each gradient tells of every NaN and infinity in it, and of what overflows when
+        # squared, as Adam squares it.
         finite = jnp.isfinite(metrics["loss"] + optax.tree.norm(gradients))
         return _unless(finite, new, state, skip_nonfinite), metrics | {"finite": finite}
 
