@@ -41,7 +41,8 @@ def first_nonfinite(network: Layer, loss: Rule, state: TrainState, images: Any, 
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     with np.errstate(all="ignore"):
         logits, _, residuals = watched.forward(params, net_state, images, train=True, key=key)
-        value, saved = loss.forward(logits, labels, **loss.static())
+        # Inside jit an invalid label makes the loss NaN, as in the step; outside it raises.
+        value, saved = jax.jit(lambda logits, labels: loss.forward(logits, labels, **loss.static()))(logits, labels)
         _note(found, "the loss", value)
         if not found:
             dlogits, *_ = loss.backward(saved, jnp.ones_like(value), **loss.static())

@@ -26,7 +26,7 @@ from unittest import mock
 import jax
 from processes import Ended, Result, result
 
-EPOCHS, STOPPED, STEPS = 6, 4, 44  # of the run, when it was left, and of an epoch
+EPOCHS, STOPPED = 6, 4  # of the run, and when it was left, at step 176
 
 
 class Folders(NamedTuple):
@@ -210,19 +210,16 @@ def command(*arguments: str | Path) -> Ended:
     return Ended(status, out.getvalue(), err.getvalue())
 
 
-def make(folder: Path, epochs: int, **changes: object) -> Path:
-    """A run on the digits, left after so many epochs."""
+def make(folder: Path, stopped: int, epochs: int, **changes: object) -> Path:
+    """A run on the digits, left after so many of its epochs."""
     from jaxcnn.training import loop
     from jaxcnn.training.run_folder import RunFolder
 
-    run = loop.prepare(loop.Config(epochs=EPOCHS, **changes))  # pyright: ignore[reportArgumentType]
-    done: list[loop.EpochEnd] = []
-    with RunFolder(folder) as kept, contextlib.suppress(loop.Interrupted):
-        for event in loop.train(run, kept, resume=False, stop=lambda: len(done) == epochs - 1):
-            if isinstance(event, loop.EpochEnd):
-                done.append(event)
-                if len(done) == epochs:
-                    break
+    run = loop.prepare(loop.Config(epochs=epochs, **changes))  # pyright: ignore[reportArgumentType]
+    with RunFolder(folder) as kept:
+        for event in loop.train(run, kept, resume=False, stop=lambda: False):
+            if isinstance(event, loop.EpochEnd) and event.metrics["epoch"] == stopped:
+                break
     return folder
 
 
@@ -247,10 +244,10 @@ def judged(ended: Ended, run: Path, wanted: Result) -> str:
 def damages(folder: Path, flips: int, seed: int, only: int | None = None) -> tuple[dict[str, str], list[str]]:
     """(how each damage ended, what went wrong); of `only` so many damages, chosen evenly."""
     folders = Folders(
-        make(folder / "run", STOPPED),
-        make(folder / "twin", STOPPED),
-        make(folder / "seed", STOPPED, seed=1),
-        make(folder / "model", STOPPED, model="two_conv"),
+        make(folder / "run", STOPPED, EPOCHS),
+        make(folder / "twin", STOPPED, EPOCHS),
+        make(folder / "seed", STOPPED, EPOCHS, seed=1),
+        make(folder / "model", STOPPED, EPOCHS, model="two_conv"),
         folder / "ended",
     )
     shutil.copytree(folders.run, folders.ended)

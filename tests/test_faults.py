@@ -1,0 +1,146 @@
+"""Runs that are killed, damaged, out of space: they end as the undisturbed one, to the bit, or with a clear word.
+
+The full counts are those of the scripts in `tests/faults/`; here they are in short, and in full behind `long`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from damages import damages, make
+from kills import kills
+from processes import ENVIRONMENT, TRAIN, end, result, resume, start
+
+from jaxcnn.training import loop
+from jaxcnn.training.run_folder import RunFolder
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
+def test_kills(tmp_path, count):
+    places, wrong = kills(count, 0, tmp_path)
+    assert wrong == []
+    assert places.total() == count
+    assert places["inside a save"] > 0
+
+
+@pytest.mark.parametrize("only", [8, pytest.param(None, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
+def test_damages(tmp_path, only):
+    ends, wrong = damages(tmp_path, 20, 0, only)
+    assert wrong == []
+    assert len(ends) == only or (only is None and len(ends) >= 60)
+    assert len(set(ends.values())) >= 3  # not all of one kind, as if nothing had been done
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """(a run after three epochs of eight, the same without a break)."""
+    folder = tmp_path_factory.mktemp("runs")
+    run, whole = folder / "run", folder / "whole"
+    make(run, 3, 8)
+    shutil.copytree(run, whole)
+    assert resume(whole).status == 0
+    return run, result(whole)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small file system of its own: (its folder, a function that mounts it anew with other options)."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options: str) -> None:
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"a file system of its own cannot be mounted here: {done.stderr.strip()}")
+
+    try:
+        mount("size=4m")
+    except FileNotFoundError:
+        pytest.skip("there is no command mount here")
+    yield folder, mount
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk(disk, begun):
+    """Room for two checkpoints. A new run says so and keeps what it has; with more room it goes on."""
+    folder, mount = disk
+    run = folder / "run"
+    ended = end(start(*TRAIN, "--out", run))
+    says = rf"jaxcnn: {run} cannot be written to: No space left on device; the checkpoint of step (\d+) is whole\n"
+    assert ended.status == 1
+    assert re.fullmatch(says, ended.err), ended.err
+    again = resume(run)
+    assert (again.status, re.fullmatch(says, again.err) is not None) == (1, True), again
+    mount("remount,size=40m")
+    assert resume(run).status == 0
+    assert result(run) == begun[1]
+
+
+def test_a_disk_too_small_to_begin(disk):
+    folder, mount = disk
+    mount("remount,size=64k")
+    ended = end(start(*TRAIN, "--out", folder / "run"))
+    says = f"jaxcnn: {folder / 'run'} cannot be written to: No space left on device; no checkpoint was written yet\n"
+    assert (ended.status, ended.err) == (1, says)
+    assert not (folder / "run" / "config.json").exists()
+
+
+def test_a_folder_that_cannot_be_written_to(disk, begun):
+    folder, mount = disk
+    mount("remount,size=40m")
+    run = folder / "run"
+    shutil.copytree(begun[0], run)
+    mount("remount,ro")
+    ended = resume(run)
+    says = f"jaxcnn: {run} cannot be written to: Read-only file system; the checkpoint of step 132 is whole\n"
+    assert (ended.status, ended.err) == (1, says)
+    new = end(start(*TRAIN, "--out", folder / "new"))
+    assert (new.status, f"{folder} is no folder that can be written to" in new.err) == (2, True)
+    mount("remount,rw")
+    assert resume(run).status == 0
+    assert result(run) == begun[1]
+
+
+def test_a_run_folder_in_use(begun, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(begun[0], run)
+    with RunFolder(run) as folder:
+        folder.resume(loop.prepare(loop.from_folder(folder)).state)
+        ended = resume(run)
+        says = rf"jaxcnn: {run} is in use by process {os.getpid()} on \S+; wait for its end, or give another folder\n"
+        assert ended.status == 1
+        assert re.fullmatch(says, ended.err), ended.err
+    assert resume(run).status == 0
+    assert result(run) == begun[1]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_ends_at_once(number, status):
+    """The first one is remembered, for the end of the step."""
+    program = (
+        "import os; from jaxcnn.cli_train import _Signals\n"
+        "with _Signals() as signals:\n"
+        f"    os.kill(os.getpid(), {int(number)}); print(signals.received, flush=True)\n"
+        f"    os.kill(os.getpid(), {int(number)}); print('still here', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, f"{int(number)}\n"), done.stderr
+
+
+def test_other_devices_on_resuming_are_said(begun, tmp_path):
+    run = Path(shutil.copytree(begun[0], tmp_path / "run"))
+    ended = end(start("train", "--cores", "1", "--resume", run))
+    says = (
+        r"jaxcnn: warning: devices \['cpu:0', 'cpu:1'\] is now \['cpu:0'\]: the result may differ in its last bits .*\n"
+    )
+    assert ended.status == 0
+    assert re.fullmatch(says, ended.err), ended.err
