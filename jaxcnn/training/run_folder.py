@@ -135,12 +135,14 @@ class RunFolder:
         raise DataError(f"--resume {self.path}: {found}; start the run anew")
 
     def keep(self, state: TrainState, sums: dict[str, float]) -> None:
-        """Writes a checkpoint beside the training; `sums` are the current epoch's so far.
+        """Writes a checkpoint beside the training, unless that step has one; `sums` are the current epoch's so far.
 
         Raises:
           StorageError: this one or the one before cannot be written.
         """
         self.wait()  # for the one before, or this one would be left out
+        if (self.path / "checkpoints" / str(state.step)).exists():
+            return
         tree = on_host(state)
         record = signed(tree, {"run": self._run, "sums": sums, "lines": self._lines})
         with self._writing():
