@@ -188,7 +188,7 @@ def test_a_new_run_in_a_folder_that_another_process_has_just_taken(tmp_path):
 @pytest.mark.parametrize(
     "error",
     [
-        OSError(errno.ENOSPC, "in other words"),
+        OSError(errno.ENOSPC, "No space left on device", "/some/file"),
         ValueError("RESOURCE_EXHAUSTED: Failed writing: No space left on device [os_error_code='28']"),
     ],
     ids=["the system's", "orbax's"],

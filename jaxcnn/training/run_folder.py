@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,6 +15,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
+
+import jax
 
 from jaxcnn.training import checkpoint
 from jaxcnn.training.checkpoint import Damaged, checkpoints, on_device, on_host, orbax, signed
@@ -144,6 +147,8 @@ class RunFolder:
         if (self.path / "checkpoints" / str(state.step)).exists():
             return
         tree = on_host(state)
+        with self._writing():
+            _require_space(self.path, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
         record = signed(tree, {"run": self._run, "sums": sums, "lines": self._lines})
         with self._writing():
             self._checkpoints.save_async(int(state.step), tree, custom_metadata=record)
@@ -221,11 +226,22 @@ class RunFolder:
             raise StorageError(f"{self.path} cannot be written to: {_reason(error)}; {last}") from None
 
 
+def _require_space(path: Path, size: int) -> None:
+    """Where orbax runs out of space it leaves more than a line on standard error; most often it can be seen before."""
+    needed, free = size + 2**20, shutil.disk_usage(path).free  # the arrays and what describes them
+    if free < needed:
+        says = (
+            f"{os.strerror(errno.ENOSPC)}, a checkpoint takes {needed / 2**20:.2f} MiB and {free / 2**20:.2f} are free"
+        )
+        raise OSError(errno.ENOSPC, says)
+
+
 def _reason(error: Exception) -> str:
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (found := re.search(r"os_error_code='(\d+)'", str(error))):
-        number = int(found[1])
-    return os.strerror(number) if number else " ".join(str(error).split())[:200]
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(found[1]))
+    return " ".join(str(error).split())[:200]
 
 
 def _of_config(config: dict[str, Any]) -> str:
