@@ -53,45 +53,44 @@ def begun(tmp_path_factory):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A small file system of its own: (its folder, a function that mounts it anew with other options)."""
+    """A small file system of its own: (its folder, a function that gives it other options)."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
-    def mount(options: str) -> None:
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True
-        )
-        if done.returncode:
-            pytest.skip(f"a file system of its own cannot be mounted here: {done.stderr.strip()}")
+    def mount(options: str) -> str:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        return subprocess.run(command, capture_output=True, text=True).stderr.strip()
 
-    try:
-        mount("size=6m")
-    except FileNotFoundError:
-        pytest.skip("there is no command mount here")
-    yield folder, mount
+    if not shutil.which("mount") or mount("size=6m"):
+        pytest.skip("no file system can be mounted here")
+
+    def remount(options: str) -> None:
+        assert mount(f"remount,{options}") == ""
+
+    yield folder, remount
     subprocess.run(["umount", str(folder)], check=True)
 
 
-SPACE = r"No space left on device, a checkpoint takes 2\.53 MiB and [\d.]+ are free"
+SPACE = r"No space left on device, a checkpoint takes 2\.52 MiB and [\d.]+ are free"
 
 
 def test_a_full_disk(disk, begun):
     """Room for a few checkpoints. A new run says so and keeps what it has; with more room it goes on."""
-    folder, mount = disk
+    folder, remount = disk
     run = folder / "run"
     ended = end(start(*TRAIN, "--out", run))
     assert ended.status == 1
     assert re.fullmatch(
         rf"jaxcnn: {run} cannot be written to: {SPACE}; the checkpoint of step \d+ is whole\n", ended.err
     )
-    mount("remount,size=40m")
+    remount("size=40m")
     assert resume(run).status == 0
     assert result(run) == begun[1]
 
 
 def test_a_disk_too_small_to_begin(disk):
-    folder, mount = disk
-    mount("remount,size=64k")
+    folder, remount = disk
+    remount("size=64k")
     ended = end(start(*TRAIN, "--out", folder / "run"))
     says = rf"jaxcnn: {folder / 'run'} cannot be written to: {SPACE}; no checkpoint was written yet\n"
     assert ended.status == 1
@@ -101,9 +100,9 @@ def test_a_disk_too_small_to_begin(disk):
 
 def test_a_disk_that_fills_while_a_checkpoint_is_written(disk, begun, monkeypatch):
     """The space is there when looked for, and gone when orbax writes."""
-    folder, mount = disk
+    folder, remount = disk
     shutil.copytree(begun[0], folder / "run")
-    mount("remount,size=4m")
+    remount("size=5m")
     monkeypatch.setattr("jaxcnn.training.run_folder._require_space", lambda *_: None)
     like = loop.prepare(loop.Config(epochs=8)).state
     says = f"{folder / 'run'} cannot be written to: No space left on device; the checkpoint of step 132 is whole"
@@ -120,10 +119,10 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def test_a_folder_that_cannot_be_written_to(disk, begun):
-    folder, mount = disk
+    folder, remount = disk
     run = folder / "run"
     shutil.copytree(begun[0], run)
-    mount("remount,ro")
+    remount("ro")
     before = contents(run)
     ended = resume(run)
     says = f"jaxcnn: {run} cannot be written to: Read-only file system; the checkpoint of step 132 is whole\n"
