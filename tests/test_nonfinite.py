@@ -71,8 +71,15 @@ def test_where_all_is_finite_nothing_differs(rng):
     assert metrics.keys() - others.keys() == {"finite"}
 
 
-@pytest.mark.parametrize("large", [1e25, 1e38, np.inf, np.nan])
-def test_a_gradient_that_is_not_finite_with_a_loss_that_is(rng, large):
+@pytest.mark.parametrize(
+    ("large", "says"),
+    [
+        (np.nan, "the gradient of the network's output [0, 0] is nan"),
+        (np.inf, "the gradient of the network's output [0, 0] is "),
+        (1e25, "the new opt_state/0/nu/batch_norm/scale [0] is inf"),
+    ],
+)
+def test_a_gradient_that_is_not_finite_with_a_loss_that_is(rng, large, says):
     """Also one that overflows when Adam squares it, which would end that parameter's training without a word."""
     rule = LOSS.replace(backward=lambda r, dy, **static: (LOSS.backward(r, dy, **static)[0] * large, None))
     step = jaxcnn.train_step(NETWORK, rule, OPTIMIZER, skip_nonfinite=0)
@@ -81,9 +88,22 @@ def test_a_gradient_that_is_not_finite_with_a_loss_that_is(rng, large):
     assert np.isfinite(metrics["loss"])
     assert not metrics["finite"]
     assert same(state._replace(skipped=initial().skipped), initial())
-    first = first_nonfinite(NETWORK, rule, initial(), images, labels)
+    first = first_nonfinite(NETWORK, rule, OPTIMIZER, initial(), images, labels)
     assert first is not None
-    assert first.startswith("the gradient of the network's output [0, 0] is ")
+    assert first.startswith(says)
+
+
+def test_an_update_that_is_not_finite(rng):
+    """The gradient is, but not what a rate makes of it: the parameters stay finite."""
+    optimizer = optax.sgd(np.inf)
+    images, labels, _ = batches(rng, 1)
+    state = jaxcnn.init_train_state(NETWORK, optimizer, 0, (4, 4, 1))
+    first = first_nonfinite(NETWORK, LOSS, optimizer, state, images, labels)
+    assert first is not None
+    assert first.startswith("the new params/")
+    state, metrics = jaxcnn.train_step(NETWORK, LOSS, optimizer, skip_nonfinite=0)(state, images, labels)
+    assert not metrics["finite"]
+    assert all(np.isfinite(p).all() for p in jax.tree.leaves(state.params))
 
 
 def spoiled(layer, *, output=False, gradient=None):
@@ -123,14 +143,14 @@ FIRST = {
 def test_the_first_value_that_is_not_finite(rng, says, made):
     state = jaxcnn.init_train_state(made, OPTIMIZER, 0, (4, 4, 1))
     images, labels, _ = batches(rng, 1)
-    assert first_nonfinite(made, LOSS, state, images, labels) == says
+    assert first_nonfinite(made, LOSS, OPTIMIZER, state, images, labels) == says
 
 
 def test_parameters_and_images_come_first(rng):
     made = FIRST[None]
     state = jaxcnn.init_train_state(made, OPTIMIZER, 0, (4, 4, 1))
     images, labels, _ = batches(rng, 1, bad=[0])
-    assert first_nonfinite(made, LOSS, state, images, labels) == "the image [2, 1, 1, 0] is nan"
+    assert first_nonfinite(made, LOSS, OPTIMIZER, state, images, labels) == "the image [2, 1, 1, 0] is nan"
     params = state.params | {"dense": jax.tree.map(lambda p: p.at[1].set(-jnp.inf), state.params["dense"])}
     says = "the parameter dense/bias [1] is -inf"
-    assert first_nonfinite(made, LOSS, state._replace(params=params), images, labels) == says
+    assert first_nonfinite(made, LOSS, OPTIMIZER, state._replace(params=params), images, labels) == says

@@ -8,28 +8,32 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule, Static
 from jaxcnn.training.step import TrainState
 
 
-def first_nonfinite(network: Layer, loss: Rule, state: TrainState, images: Any, labels: Any) -> str | None:
+def first_nonfinite(
+    network: Layer, loss: Rule, optimizer: optax.GradientTransformation, state: TrainState, images: Any, labels: Any
+) -> str | None:
     """What the step from `state` meets first that is NaN or infinite, in words; None where all is finite.
 
     In the order of the computation: the parameters, the images, the output of each layer, the loss, then from the last
-    layer to the first the cotangent of its input and the gradients of its parameters. The whole batch passes at once,
-    on one device; with more devices or micro-batches random layers draw otherwise.
+    layer to the first the gradients of its parameters and of its input, then what the optimizer makes of them. The
+    whole batch passes at once, on one device; with more devices or micro-batches random layers draw otherwise.
 
     Args:
       state: before the step. images: N×H×W×C, labels: (N, ...), those of the step.
 
     >>> import jaxcnn, optax
     >>> network = jaxcnn.models.source()
-    >>> state = jaxcnn.init_train_state(network, optax.sgd(0.1), 0, (8, 8, 1))
+    >>> optimizer = optax.sgd(0.1)
+    >>> state = jaxcnn.init_train_state(network, optimizer, 0, (8, 8, 1))
     >>> images = np.zeros((2, 8, 8, 1), np.float32)
     >>> images[1, 3, 5, 0] = np.inf
-    >>> first_nonfinite(network, jaxcnn.softmax_cross_entropy, state, images, np.zeros(2, int))
+    >>> first_nonfinite(network, jaxcnn.softmax_cross_entropy, optimizer, state, images, np.zeros(2, int))
     'the image [1, 3, 5, 0] is inf'
     """
     found: list[str] = []
@@ -40,14 +44,18 @@ def first_nonfinite(network: Layer, loss: Rule, state: TrainState, images: Any, 
     watched = _watched(network, network.name, [], found)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     with np.errstate(all="ignore"):
-        logits, _, residuals = watched.forward(params, net_state, images, train=True, key=key)
+        logits, new_state, residuals = watched.forward(params, net_state, images, train=True, key=key)
         # Inside jit an invalid label makes the loss NaN, as in the step; outside it raises.
         value, saved = jax.jit(lambda logits, labels: loss.forward(logits, labels, **loss.static()))(logits, labels)
         _note(found, "the loss", value)
         if not found:
             dlogits, *_ = loss.backward(saved, jnp.ones_like(value), **loss.static())
             _note(found, "the gradient of the network's output", dlogits)
-            watched.backward(residuals, dlogits)
+            gradients, _ = watched.backward(residuals, dlogits)
+            updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+            new = {"opt_state": opt_state, "params": optax.apply_updates(params, updates), "state": new_state}
+            for path, leaf in jax.tree.leaves_with_path(new):
+                _note(found, f"the new {_name(path)}", leaf)
     return found[0] if found else None
 
 
@@ -87,17 +95,14 @@ def _watched(layer: Layer, name: str, around: list[tuple[str, dict]], found: lis
 
 
 def _note(found: list[str], what: str, array: Any) -> None:
-    """The first element that is not finite; of a gradient also one whose square is not, as the norm squares it."""
+    """The first element that is not finite, if there is one."""
     values = np.asarray(array)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         return
-    values = values.astype(np.float64)
-    bad = ~np.isfinite(values)
-    if what.startswith("the gradient") and not bad.any():
-        bad = np.abs(values) > np.sqrt(np.finfo(np.float32).max)
+    bad = ~np.isfinite(values.astype(np.float64))
     if bad.any():
         place = tuple(map(int, np.argwhere(bad)[0]))
-        found.append(f"{what} {list(place) if place else ''}".rstrip() + f" is {values[place]:.4g}")
+        found.append(f"{what} {list(place) if place else ''}".rstrip() + f" is {values[place]}")
 
 
 def _name(path) -> str:

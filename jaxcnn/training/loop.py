@@ -26,7 +26,7 @@ from jaxcnn.training.idx import DataError
 from jaxcnn.training.microbatch import AUTO
 from jaxcnn.training.recipes import RECIPES
 from jaxcnn.training.run_folder import NO_SUMS, RunFolder
-from jaxcnn.training.step import BACKWARD, TrainState, init_train_state, shuffled, train_steps
+from jaxcnn.training.step import BACKWARD, TrainState, all_finite, init_train_state, shuffled, train_steps
 
 CHUNK = 100  # steps in one scan: few enough to show progress and to stop soon
 
@@ -192,8 +192,9 @@ def train(
         folder.create(describe(run), state)
     yield check
     allowed = run.config.skip_nonfinite
-    how = {"backward": run.config.backward, "microbatch": run.config.microbatch, "skip_nonfinite": allowed}
+    how = {"backward": run.config.backward, "microbatch": run.config.microbatch}
     steps = train_steps(run.network, loss, run.optimizer, **how)
+    watched = train_steps(run.network, loss, run.optimizer, skip_nonfinite=allowed, **how)
     done = int(state.step)
     while done < run.steps:
         epoch, position = divmod(done, run.steps_an_epoch)
@@ -201,22 +202,26 @@ def train(
         while position < run.steps_an_epoch:
             chosen = order[position : position + CHUNK]
             start = time.perf_counter()
-            before = int(state.skipped)
+            before = _copied(state)
             state, metrics = steps(state, images, labels, chosen)
-            count = int(state.step) - done  # of these; fewer than were chosen where it ended
-            losses, finite, skipped = jax.device_get(
-                (metrics["loss"][:count], metrics["finite"][:count], state.skipped)
-            )
+            finite = np.ones(len(chosen), bool)
+            if not _finite((state, metrics["loss"])):  # NaN stays in one of them; the same steps again, each watched
+                state, metrics = watched(before, images, labels, chosen)
+                finite = jax.device_get(metrics["finite"])
             seconds = time.perf_counter() - start
+            count = int(state.step) - done  # fewer than were chosen where it ended
+            losses, finite = jax.device_get(metrics["loss"])[:count], finite[:count]
             mean = float(losses[finite].mean()) if finite.any() else math.nan
             sums = {
                 "loss": sums["loss"] + float(losses[finite].sum()),
                 "seconds": sums["seconds"] + seconds,
                 "skipped": sums["skipped"] + int((~finite).sum()),
             }
-            for number, i in enumerate(np.flatnonzero(~finite), before + 1):
+            skipped = int(state.skipped)
+            first_number = min(skipped, allowed) - int((~finite).sum()) + 1
+            for number, i in enumerate(np.flatnonzero(~finite), first_number):
                 which = f"{number} of the {allowed} that --skip-nonfinite allows"
-                yield Warned(f"step {done + i + 1}: the gradient is not finite; the step is left out, {which}")
+                yield Warned(f"step {done + i + 1} is not finite; it is left out, {which}")
             position, done = position + count, done + count
             if skipped > allowed:
                 # The step that ended the run is not counted: it will be tried again.
@@ -252,6 +257,9 @@ def _initial_state(network: Layer, optimizer, seed: int, input_shape: tuple[int,
 @jax.jit
 def _copied(state: TrainState) -> TrainState:
     return jax.tree.map(jnp.copy, state)
+
+
+_finite = jax.jit(all_finite)
 
 
 def _order(run: Run, epoch: int) -> np.ndarray:
@@ -366,9 +374,9 @@ def _epoch_line(run: Run, state: TrainState, epoch: int, sums: dict[str, float])
 def _why(run: Run, state: TrainState, chosen, metrics, i: int) -> str:
     """Of the step that is not finite, the one after `state`: which value was the first, and what may help."""
     value, invalid = float(metrics["loss"][i]), int(metrics["invalid_labels"][i])
-    what = "the gradient is not finite" if math.isfinite(value) else f"the loss is {value}"
+    what = "the gradient or the update is not finite" if math.isfinite(value) else f"the loss is {value}"
     batch = (a[chosen] for a in run.data.train)
-    first = first_nonfinite(run.network, softmax_cross_entropy, jax.device_get(state), *batch)
+    first = first_nonfinite(run.network, softmax_cross_entropy, run.optimizer, jax.device_get(state), *batch)
     where = "the same step computed once more, layer by layer, is finite" if first is None else f"first of all {first}"
     help_ = f"{invalid} labels lie outside the classes" if invalid else "a smaller --learning-rate may help"
     return f"{what} at step {int(state.step) + 1}: {where}; {help_}; the state before it is kept"

@@ -77,9 +77,10 @@ def train_step(
         passes, elsewhere the whole batch; that too where a layer looks at samples together. Batch normalisation takes
         the statistics of what passes together: of the whole batch, on all devices, when None or "auto"; else of the
         devices' micro-batches of one turn. Random layers draw anew for each micro-batch.
-      skip_nonfinite: how many steps may have a loss or gradient with NaN or infinity in it: their updates are left out
-        and counted in `state.skipped`. With one more than these, counted as well, the state stays as it is, its step
-        included, and all later steps change nothing. Metrics then have "finite". When None nothing is watched.
+      skip_nonfinite: how many steps may have NaN or infinity in their loss, gradient or new state: they are left out and
+        counted in `state.skipped`. With one more than these, counted as well, the state stays as it is, its step
+        included, and all later steps change nothing. Metrics then have "finite". When None nothing is watched, which
+        is faster: NaN stays where it came, in the state or the loss, and can be looked for after many steps.
       mesh: the devices that share the batch, on one axis; all devices when None.
 
     Returns:
@@ -87,7 +88,7 @@ def train_step(
       the batch; "accuracy", the fraction of right classes, of the binary losses that of logits on the right side of 0;
       "invalid_labels", how many class indices lie outside the classes, or binary labels are none, the reason of a loss
       that is NaN. For a loss of numbers, as `mean_squared_error`, "loss" alone. With `skip_nonfinite` also "finite",
-      whether the loss and the norm of the gradient are.
+      whether the step was.
 
     Raises:
       ValueError: an unknown `backward`; a mesh of more than one axis; when called: a batch that does not divide by the
@@ -260,12 +261,16 @@ def _one_step(name, network, loss, optimizer, backward, microbatch, skip_nonfini
         new = TrainState(new_params, net_state, opt_state, state.step + 1, state.key, state.skipped)
         if skip_nonfinite is None:
             return new, metrics
-        # One sum of squares for each gradient tells of every NaN and infinity in it, and of what overflows when
-        # squared, as Adam squares it.
-        finite = jnp.isfinite(metrics["loss"] + optax.tree.norm(gradients))
+        finite = all_finite((metrics["loss"], gradients, new))
         return _unless(finite, new, state, skip_nonfinite), metrics | {"finite": finite}
 
     return one
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether no floating number in it is NaN or infinite, as a () bool."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
 
 
 # optax.apply_if_finite leaves out the update alone, not what the layers keep (running statistics), and after too many
