@@ -186,6 +186,8 @@ def test_a_late_divergence_names_its_step(run, tmp_path):
     events = train(tolerant, tmp_path, resume=True)
     which = "it is left out, 1 of the 1 that --skip-nonfinite allows"
     assert [e for e in events if isinstance(e, Warned)] == [Warned(f"step {179 + row + 1} is not finite; {which}")]
+    with pytest.raises(DataError, match="--skip-nonfinite: got 0, required at least 1, which the run has left out"):
+        train(bad, tmp_path, resume=True)
     (tmp_path / "whole").mkdir()
     whole = train(tolerant, tmp_path / "whole")[-1].metrics
     for name in ("train_loss", "test_loss"):  # other programs, by the places where it stopped, round otherwise

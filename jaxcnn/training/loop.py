@@ -185,6 +185,11 @@ def train(
     if resume:
         changes = changed(run, folder)
         state, sums, _, warnings = folder.resume(run.state)
+        if state.skipped > run.config.skip_nonfinite:
+            raise DataError(
+                f"--skip-nonfinite: got {run.config.skip_nonfinite}, required at least {state.skipped}, which the run "
+                "has left out already"
+            )
         yield from map(Warned, [*changes, *warnings])
     first = _order(run, 0)[0]
     check = _gradient_check(run, *(a[first] for a in run.data.train))
