@@ -77,8 +77,8 @@ def train_step(
         passes, elsewhere the whole batch; that too where a layer looks at samples together. Batch normalisation takes
         the statistics of what passes together: of the whole batch, on all devices, when None or "auto"; else of the
         devices' micro-batches of one turn. Random layers draw anew for each micro-batch.
-      skip_nonfinite: how many steps may have NaN or infinity in their loss, gradient or new state: they are left out and
-        counted in `state.skipped`. With one more than these, counted as well, the state stays as it is, its step
+      skip_nonfinite: how many steps may have NaN or infinity in their loss, gradient or new state: they are left out
+        and counted in `state.skipped`. With one more than these, counted as well, the state stays as it is, its step
         included, and all later steps change nothing. Metrics then have "finite". When None nothing is watched, which
         is faster: NaN stays where it came, in the state or the loss, and can be looked for after many steps.
       mesh: the devices that share the batch, on one axis; all devices when None.
