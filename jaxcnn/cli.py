@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         match _parse(arguments):
             case Train() as command:
-                return train(command)
+                return train(command, _named(arguments))
             case Verify() as command:
                 return verify(command)
             case Bench() as command:
@@ -86,6 +86,12 @@ def _parse(arguments: Sequence[str]) -> Train | Verify | Bench | Summarize:
         if end.code:
             _complain(_one_line(said.getvalue()))
         raise
+
+
+def _named(arguments: Sequence[str]) -> set[str]:
+    """The options among the arguments, as the fields of their commands are called."""
+    options = (argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
+    return {option[2:].replace("-", "_") for option in options}
 
 
 def _one_line(box: str) -> str:

@@ -59,21 +59,36 @@ class Train:
     """CPU cores to use (all, or as many as divide the batch); each becomes a device with its share of the batch."""
     microbatch: Annotated[str, tyro.conf.arg(metavar="auto|INT")] = "auto"
     """Images of one core that pass through the network at a time; auto: as many as stay in its cache."""
+    skip_nonfinite: int = 0
+    """Steps of the whole run to leave out if their loss or gradient is NaN or infinite; one more ends the run."""
     out: Annotated[Path | None, _FOLDER] = None
     """The run folder, new or empty (runs/DATA-MODEL-seedN-TIME)."""
     resume: Annotated[Path | None, _FOLDER] = None
-    """An earlier run folder, to go on with; its configuration holds."""
+    """An earlier run folder, to go on with; its configuration holds, but for --skip-nonfinite."""
 
 
-def train(arguments: Train) -> int:
-    """Trains; returns the exit status."""
+def train(arguments: Train, named: set[str]) -> int:
+    """Trains; returns the exit status. named: the options that were given, as the fields are called."""
+    import logging
+
     from rich.console import Console
 
-    from jaxcnn.training.checkpoint import RunFolder
     from jaxcnn.training.data import NAMES
     from jaxcnn.training.devices import available_cores, keep_compiled_programs, use_cpu_cores
-    from jaxcnn.training.loop import Config, Diverged, Interrupted, finished, from_folder, new_folder, prepare
+    from jaxcnn.training.loop import (
+        CHANGEABLE,
+        Config,
+        Diverged,
+        Interrupted,
+        finished,
+        from_folder,
+        new_folder,
+        prepare,
+    )
+    from jaxcnn.training.run_folder import RunFolder, StorageError
 
+    for name in ("absl", "asyncio"):  # orbax leaves traces of errors there, which are told below in a line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     console = Console(highlight=False, markup=False, soft_wrap=True)  # a path may hold brackets
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Config)}
     if arguments.data not in NAMES:  # so that the run can be resumed from any folder
@@ -85,7 +100,8 @@ def train(arguments: Train) -> int:
     config = Config(**given)
     if arguments.resume is not None:
         config = from_folder(RunFolder(arguments.resume))
-        _refuse_changes(arguments, given, config)
+        _refuse_changes(named, given, config)
+        config = dataclasses.replace(config, **{name: given[name] for name in CHANGEABLE if name in named}).complete()
     folder = RunFolder(arguments.resume or arguments.out or new_folder(config))
     if arguments.resume is None:
         folder.require_new()
@@ -98,28 +114,37 @@ def train(arguments: Train) -> int:
     if arguments.resume is not None and (last := finished(run, folder)) is not None:
         console.print(f"{folder.path} is finished: test accuracy {last['test_accuracy']:.2%}")
         return 0
-    with _Signals() as signals, folder:
+    with _Signals() as signals:
         try:
-            last = _show(run, folder, arguments.resume is not None, signals, console)
+            with folder:
+                last = _show(run, folder, arguments.resume is not None, signals, console)
         except Interrupted as stopped:
             console.print(f"Interrupted at {stopped}; go on with: jaxcnn train --resume {folder.path}")
             return 128 + signals.received
         except Diverged as diverged:
             print(f"jaxcnn: {diverged}", file=sys.stderr)
             return 1
+        except StorageError as error:
+            print(f"jaxcnn: {error}", file=sys.stderr)
+            return 1
     _close(run, last, console)
     console.print(f"run folder: {folder.path}")
     return 0
 
 
-def _refuse_changes(arguments: Train, given: dict[str, Any], kept: Any) -> None:
-    default = Train()
-    if arguments.out is not None:
+def _refuse_changes(named: set[str], given: dict[str, Any], kept: Any) -> None:
+    from jaxcnn.training.loop import CHANGEABLE
+
+    may = " and ".join(f"--{name.replace('_', '-')}" for name in ("cores", *CHANGEABLE))
+    if "out" in named:
         raise ValueError("--out: not with --resume, which goes on in the run's own folder")
-    for name, value in given.items():
-        if value != getattr(default, name) and value != getattr(kept, name):
+    for name in sorted(named & set(given) - set(CHANGEABLE)):
+        if given[name] != getattr(kept, name):
             option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option}: got {value}, but the run to resume has {getattr(kept, name)}; leave it out")
+            raise ValueError(
+                f"{option}: got {given[name]}, but the run to resume has {getattr(kept, name)}; leave it out, only "
+                f"{may} may change"
+            )
 
 
 def _show(run: Run, folder: Any, resume: bool, signals: _Signals, console: Console) -> dict[str, Any]:
@@ -148,6 +173,8 @@ def _show(run: Run, folder: Any, resume: bool, signals: _Signals, console: Conso
             match event:
                 case loop.GradientCheck(differences):
                     console.print(_gradient_table(differences))
+                case loop.Warned(message):
+                    print(f"jaxcnn: warning: {message}", file=sys.stderr)
                 case loop.Progress():
                     bar.update(task, completed=event.step, loss=event.loss, rate=event.images_per_second, visible=True)
                 case loop.EpochEnd(last):

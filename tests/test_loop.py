@@ -16,11 +16,11 @@ from test_data import TRAIN, arrays, write
 import jaxcnn
 from jaxcnn.cli import Train
 from jaxcnn.training import loop
-from jaxcnn.training.checkpoint import RunFolder
 from jaxcnn.training.data import Samples
 from jaxcnn.training.idx import DataError
-from jaxcnn.training.loop import Config, Diverged, EpochEnd, GradientCheck, Interrupted, Progress
+from jaxcnn.training.loop import Config, Diverged, EpochEnd, GradientCheck, Interrupted, Progress, Warned
 from jaxcnn.training.recipes import RECIPES
+from jaxcnn.training.run_folder import RunFolder
 
 # 179 steps an epoch: two chunks, so that a run can be stopped in the middle of an epoch. Two devices (conftest).
 SMALL = Config(epochs=2, batch_size=8)
@@ -141,7 +141,7 @@ def test_what_happens(run, whole):
 def test_the_last_line_describes_the_last_checkpoint(run, whole):
     path, (*_, end) = whole
     with RunFolder(path) as folder:
-        state, _ = folder.resume(run.state)
+        state, *_ = folder.resume(run.state)
         assert loop.finished(run, folder) == end.metrics
     assert loop.params_sha256(state.params) == end.metrics["params_sha256"]
     score = jaxcnn.evaluate(run.network, state, *run.data.test)
@@ -158,7 +158,7 @@ def test_manual_and_autodiff_end_with_equal_losses(tmp_path, monkeypatch):
     for backward in ("manual", "autodiff"):
         *_, end = train(loop.prepare(Config(epochs=1, backward=backward)), tmp_path / backward)
         ends.append(end.metrics)
-    assert ran == ["manual", "autodiff"]
+    assert ran == ["manual", "manual", "autodiff", "autodiff"]  # and once watched, which is not called
     for name in ("train_loss", "test_loss"):
         np.testing.assert_allclose(ends[0][name], ends[1][name], rtol=1e-5, err_msg=name)
 
@@ -204,15 +204,16 @@ def with_rate(run, rate):
 DIVERGING = {
     "a rate that is too large": (
         lambda run: with_rate(run, 1e38),
-        r"the loss is (nan|inf) at step \d+: a smaller --learning-rate may help",
+        r"the (loss is (nan|inf)|gradient or the update is not finite) at step \d+: "
+        r"first of all the output of conv2d \[.*\] is -?inf; a smaller --learning-rate may help; the state ",
     ),
     "labels outside the classes": (
         lambda run: broken(run, labels=run.data.train.labels + 10),
-        "the loss is nan at step 1: 8 labels lie outside the classes",
+        "the loss is nan at step 1: first of all the loss is nan; 8 labels lie outside the classes; the ",
     ),
     "NaN in the images": (
         lambda run: broken(run, images=np.full_like(run.data.train.images, np.nan)),
-        "the loss is nan at step 1: ",
+        r"the loss is nan at step 1: first of all the image \[0, 0, 0, 0\] is nan; ",
     ),
 }
 
@@ -232,9 +233,43 @@ def test_a_late_divergence_names_its_step(run, tmp_path):
     row, column = np.argwhere(~np.isin(second, first))[0]
     labels = run.data.train.labels.copy()
     labels[second[row, column]] = -1
-    with pytest.raises(Diverged, match=f"the loss is nan at step {179 + row + 1}: 1 labels lie outside the classes"):
-        train(broken(run, labels=labels), tmp_path)
+    bad = broken(run, labels=labels)
+    says = f"the loss is nan at step {179 + row + 1}: first of all the loss is nan; 1 labels lie outside the classes"
+    with pytest.raises(Diverged, match=says):
+        train(bad, tmp_path)
     assert [line["epoch"] for line in lines_of(tmp_path)] == [1]
+    # The state before that step is kept: where it is resumed, the same step ends it again.
+    assert int(RunFolder(tmp_path).newest(run.state).state.step) == 179 + row
+    with pytest.raises(Diverged, match=says):
+        train(bad, tmp_path, resume=True)
+    # Where one such step is allowed, it goes on; the epoch's loss is the mean over its other steps.
+    tolerant = bad._replace(config=dataclasses.replace(run.config, skip_nonfinite=1))
+    events = train(tolerant, tmp_path, resume=True)
+    which = "it is left out, 1 of the 1 that --skip-nonfinite allows"
+    assert [e for e in events if isinstance(e, Warned)] == [Warned(f"step {179 + row + 1} is not finite; {which}")]
+    with pytest.raises(DataError, match="--skip-nonfinite: got 0, required at least 1, which the run has left out"):
+        train(bad, tmp_path, resume=True)
+    (tmp_path / "whole").mkdir()
+    whole = train(tolerant, tmp_path / "whole")[-1].metrics
+    for name in ("train_loss", "test_loss"):  # other programs, by the places where it stopped, round otherwise
+        np.testing.assert_allclose(events[-1].metrics[name], whole[name], rtol=1e-4)
+    assert lines_of(tmp_path)[-1]["skipped_steps"] == 1
+
+
+def test_what_has_changed_since_the_run_began(run, whole, monkeypatch):
+    folder = RunFolder(whole[0])
+    assert loop.changed(run, folder) == []
+    other = run._replace(data=run.data._replace(mean=run.data.mean + 0.01))
+    with pytest.raises(
+        DataError, match=r"digits is not the data that the run began with: pixel_mean was 0.3.*, is 0.31"
+    ):
+        loop.changed(other, folder)
+    version = loop.importlib.metadata.version
+    monkeypatch.setattr(loop.importlib.metadata, "version", lambda name: "0.99" if name == "jaxlib" else version(name))
+    was = version("jaxlib")
+    assert loop.changed(run, folder) == [
+        f"jaxlib {was} is now 0.99: the result may differ in its last bits from that of a run without a break"
+    ]
 
 
 def test_describe(run):
@@ -265,10 +300,10 @@ def test_the_configuration_comes_back(run, whole):
     ],
     ids=["too little", "a list", "no number", "no such model"],
 )
-def test_a_configuration_that_is_none(run, tmp_path, kept, says):
+def test_a_configuration_that_is_none(run, tmp_path, monkeypatch, kept, says):
     full = dataclasses.asdict(run.config)
+    monkeypatch.setattr(RunFolder, "config", lambda _: kept)
     kept = kept if not isinstance(kept, dict) or "data" in kept else full | kept
-    (tmp_path / "config.json").write_text(json.dumps(kept))
     with pytest.raises(DataError, match=says):
         loop.from_folder(RunFolder(tmp_path))
 
@@ -308,6 +343,7 @@ REFUSED = {
     "large seed": ({"seed": 2**32}, "--seed: got 4294967296, required less than 4294967296"),
     "decay": ({"weight_decay": -0.1}, "--weight-decay: got -0.1, required at least 0"),
     "NaN for decay": ({"weight_decay": math.nan}, "--weight-decay: got nan, required at least 0"),
+    "steps to skip": ({"skip_nonfinite": -1}, "--skip-nonfinite: got -1, required at least 0"),
     "no rate": ({"learning_rate": 0.0}, "--learning-rate: got 0.0, required more than 0"),
     "NaN for a rate": ({"learning_rate": math.nan}, "--learning-rate: got nan, required more than 0"),
     "large batch": ({"batch_size": 1438}, "--batch-size: got 1438, required at most the 1437 training images"),

@@ -19,13 +19,15 @@ import optax
 from jaxcnn.layers import Layer
 from jaxcnn.rules.loss import softmax_cross_entropy
 from jaxcnn.training.augment import Augmentation, from_text
-from jaxcnn.training.checkpoint import RunFolder, params_sha256
+from jaxcnn.training.checkpoint import params_sha256
 from jaxcnn.training.data import DIGITS, DataSet, enlarged, load_data, require_same_data
 from jaxcnn.training.evaluate import evaluate
+from jaxcnn.training.finite import first_nonfinite
 from jaxcnn.training.idx import DataError
 from jaxcnn.training.microbatch import AUTO
 from jaxcnn.training.recipes import RECIPES
-from jaxcnn.training.step import BACKWARD, TrainState, init_train_state, shuffled, train_steps
+from jaxcnn.training.run_folder import NO_SUMS, RunFolder
+from jaxcnn.training.step import BACKWARD, TrainState, all_finite, init_train_state, shuffled, train_steps
 
 CHUNK = 100  # steps in one scan: few enough to show progress and to stop soon
 
@@ -48,6 +50,7 @@ class Config:
     augment: str | None = None
     classes: int = 10
     microbatch: int | str = AUTO
+    skip_nonfinite: int = 0
 
     def complete(self) -> Config:
         """With the defaults of the model and the data; raises DataError for a value that makes no sense."""
@@ -63,7 +66,14 @@ class Config:
         )
         if full.backward not in BACKWARD:
             raise DataError(f"--backward: got {full.backward!r}, required one of {', '.join(BACKWARD)}")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("classes", 2), ("seed", 0), ("weight_decay", 0)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("classes", 2),
+            ("seed", 0),
+            ("weight_decay", 0),
+            ("skip_nonfinite", 0),
+        ):
             if not getattr(full, name) >= least:
                 raise DataError(f"--{name.replace('_', '-')}: got {getattr(full, name)}, required at least {least}")
         if full.microbatch != AUTO and (isinstance(full.microbatch, str) or full.microbatch < 1):
@@ -78,6 +88,9 @@ class Config:
             except ValueError as error:
                 raise DataError(f"--augment: {error}") from None
         return full
+
+
+CHANGEABLE = ("skip_nonfinite",)  # on resuming; all else the result depends on
 
 
 class GradientCheck(NamedTuple):
@@ -98,8 +111,12 @@ class EpochEnd(NamedTuple):
     metrics: dict[str, Any]  # the line of metrics.jsonl
 
 
+class Warned(NamedTuple):
+    message: str  # what the run goes on in spite of
+
+
 class Diverged(Exception):
-    """The loss is no longer finite; the message says at which step and, where known, why."""
+    """The loss or the gradient is no longer finite; the message says at which step, which value, and why if known."""
 
 
 class Interrupted(Exception):
@@ -162,7 +179,7 @@ def prepare(config: Config) -> Run:
 
 def train(
     run: Run, folder: RunFolder, *, resume: bool, stop: Callable[[], bool]
-) -> Iterator[GradientCheck | Progress | EpochEnd]:
+) -> Iterator[GradientCheck | Progress | EpochEnd | Warned]:
     """Trains, writing the run folder, and yields what happens.
 
     The last EpochEnd has the test loss, the test accuracy and the digest of the parameters; the test set is used once.
@@ -170,23 +187,32 @@ def train(
     goes on from its step as if it had not been.
 
     Raises:
-      Diverged: the loss is NaN or infinite. Interrupted: `stop()` was true; the state of that step is saved.
+      Diverged: the loss or the gradient is NaN or infinite once more than `skip_nonfinite` allows; the state before
+        that step is saved. Interrupted: `stop()` was true; the state of that step is saved.
+      DataError: there is nothing to resume. StorageError: the folder is in use, or cannot be written to.
     """
     images, labels = (jnp.asarray(a) for a in run.data.train)
     loss = softmax_cross_entropy
-    sums = {"loss": 0.0, "seconds": 0.0}
+    sums = NO_SUMS
     state = _copied(run.state)  # the step donates its state; the run's own is not ours to give away
     if resume:
-        require_same_data(folder.config(), run.data)
-        state, sums = folder.resume(run.state)
+        changes = changed(run, folder)
+        state, sums, _, warnings = folder.resume(run.state)
+        if state.skipped > run.config.skip_nonfinite:
+            raise DataError(
+                f"--skip-nonfinite: got {run.config.skip_nonfinite}, required at least {state.skipped}, which the run "
+                "has left out already"
+            )
+        yield from map(Warned, [*changes, *warnings])
     first = _order(run, 0)[0]
     check = _gradient_check(run, *(a[first] for a in run.data.train))
     if not resume:
         folder.create(describe(run), state)
     yield check
-    augment = _augmentation(run.config, run.data)
+    allowed, augment = run.config.skip_nonfinite, _augmentation(run.config, run.data)
     how = {"backward": run.config.backward, "microbatch": run.config.microbatch, "augment": augment}
     steps = train_steps(run.network, loss, run.optimizer, **how)
+    watched = train_steps(run.network, loss, run.optimizer, skip_nonfinite=allowed, **how)
     done = int(state.step)
     while done < run.steps:
         epoch, position = divmod(done, run.steps_an_epoch)
@@ -194,23 +220,47 @@ def train(
         while position < run.steps_an_epoch:
             chosen = order[position : position + CHUNK]
             start = time.perf_counter()
+            before = _copied(state)
             state, metrics = steps(state, images, labels, chosen)
-            losses = jax.device_get(metrics["loss"])
+            finite = np.ones(len(chosen), bool)
+            if not _finite((state, metrics["loss"])):  # NaN stays in one of them; the same steps again, each watched
+                state, metrics = watched(before, images, labels, chosen)
+                finite = jax.device_get(metrics["finite"])
             seconds = time.perf_counter() - start
-            position, done = position + len(chosen), done + len(chosen)
-            _require_finite(losses, metrics, done - len(chosen))
-            sums = {"loss": sums["loss"] + float(losses.sum()), "seconds": sums["seconds"] + seconds}
-            yield Progress(epoch, done, run.steps, float(losses.mean()), chosen.size / seconds)
+            count = int(state.step) - done  # fewer than were chosen where it ended
+            losses, finite = jax.device_get(metrics["loss"])[:count], finite[:count]
+            mean = float(losses[finite].mean()) if finite.any() else math.nan
+            sums = {
+                "loss": sums["loss"] + float(losses[finite].sum()),
+                "seconds": sums["seconds"] + seconds,
+                "skipped": sums["skipped"] + int((~finite).sum()),
+            }
+            skipped = int(state.skipped)
+            first_number = min(skipped, allowed) - int((~finite).sum()) + 1
+            for number, i in enumerate(np.flatnonzero(~finite), first_number):
+                which = f"{number} of the {allowed} that --skip-nonfinite allows"
+                yield Warned(f"step {done + i + 1} is not finite; it is left out, {which}")
+            position, done = position + count, done + count
+            if skipped > allowed:
+                # The step that ended the run is not counted: it will be tried again.
+                state = state._replace(skipped=state.skipped - 1)
+                folder.keep(state, sums)
+                folder.wait()
+                raise Diverged(_why(run, state, order[position], metrics, count))
+            yield Progress(epoch, done, run.steps, mean, chosen.size / seconds)
             if position < run.steps_an_epoch and stop():
                 folder.keep(state, sums)
+                folder.wait()
                 raise Interrupted(f"step {done} of {run.steps}")
         line = _epoch_line(run, state, epoch, sums)
         folder.log(line)
-        folder.keep(state, {})
-        sums = {"loss": 0.0, "seconds": 0.0}
+        folder.keep(state, NO_SUMS)
+        sums = NO_SUMS
         yield EpochEnd(line)
         if done < run.steps and stop():
+            folder.wait()
             raise Interrupted(f"step {done} of {run.steps}")
+    folder.wait()
 
 
 # In a short run compilation takes the time, even of programs that are only fetched from jax's cache. So what comes
@@ -227,16 +277,24 @@ def _copied(state: TrainState) -> TrainState:
     return jax.tree.map(jnp.copy, state)
 
 
+_finite = jax.jit(all_finite)
+
+
 def _order(run: Run, epoch: int) -> np.ndarray:
     samples = len(run.data.train.labels)
     return np.asarray(shuffled(samples, run.config.batch_size, seed=run.config.seed, epoch=epoch))
 
 
 def finished(run: Run, folder: RunFolder) -> dict[str, Any] | None:
-    """The last line of metrics of a run that has ended, its last checkpoint written, else None."""
-    last = (folder.metrics() or [{}])[-1]
-    whole = last.get("step") == run.steps and "test_accuracy" in last and folder.has_checkpoint(run.steps)
-    return last if whole else None
+    """The last line of metrics of a run that has ended, its last checkpoint whole, else None.
+
+    A metrics.jsonl that is not as it was written is written anew.
+    """
+    kept = folder.newest(run.state)
+    if kept.warnings or int(kept.state.step) < run.steps:
+        return None
+    folder.write_metrics(kept.lines)
+    return kept.lines[-1]
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -252,6 +310,21 @@ def describe(run: Run) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in ("jaxcnn", "jax", "jaxlib", "optax")},
     }
+
+
+def changed(run: Run, folder: RunFolder) -> list[str]:
+    """What is not as it was when the run began, and may change the last bits of its result.
+
+    Raises:
+      DataError: other data, whose result would be another run's.
+    """
+    kept, now = folder.config(), describe(run)
+    require_same_data(kept, run.data)
+    was, are = ({"python": d["python"], **d["versions"], "devices": d["devices"]} for d in (kept, now))
+    differing = [f"{name} {was.get(name)} is now {are[name]}" for name in are if was.get(name) != are[name]]
+    if not differing:
+        return []
+    return [f"{', '.join(differing)}: the result may differ in its last bits from that of a run without a break"]
 
 
 def from_folder(folder: RunFolder) -> Config:
@@ -315,9 +388,10 @@ def _epoch_line(run: Run, state: TrainState, epoch: int, sums: dict[str, float])
     line = {
         "step": int(state.step),
         "epoch": epoch + 1,
-        "train_loss": sums["loss"] / run.steps_an_epoch,
+        "train_loss": sums["loss"] / counted if (counted := run.steps_an_epoch - sums["skipped"]) else math.nan,
         "images_per_second": run.steps_an_epoch * run.config.batch_size / seconds,
         "seconds": seconds,
+        **({"skipped_steps": sums["skipped"]} if sums["skipped"] else {}),
     }
     if run.data.validation is not None:
         held_out = evaluate(run.network, state, *run.data.validation)
@@ -329,9 +403,12 @@ def _epoch_line(run: Run, state: TrainState, epoch: int, sums: dict[str, float])
     return line
 
 
-def _require_finite(losses, metrics, before: int) -> None:
-    for i, value in enumerate(losses):
-        if not math.isfinite(value):
-            invalid = int(metrics["invalid_labels"][i])
-            why = f"{invalid} labels lie outside the classes" if invalid else "a smaller --learning-rate may help"
-            raise Diverged(f"the loss is {value} at step {before + i + 1}: {why}")
+def _why(run: Run, state: TrainState, chosen, metrics, i: int) -> str:
+    """Of the step that is not finite, the one after `state`: which value was the first, and what may help."""
+    value, invalid = float(metrics["loss"][i]), int(metrics["invalid_labels"][i])
+    what = "the gradient or the update is not finite" if math.isfinite(value) else f"the loss is {value}"
+    batch = (a[chosen] for a in run.data.train)
+    first = first_nonfinite(run.network, softmax_cross_entropy, run.optimizer, jax.device_get(state), *batch)
+    where = "the same step computed once more, layer by layer, is finite" if first is None else f"first of all {first}"
+    help_ = f"{invalid} labels lie outside the classes" if invalid else "a smaller --learning-rate may help"
+    return f"{what} at step {int(state.step) + 1}: {where}; {help_}; the state before it is kept"

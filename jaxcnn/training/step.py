@@ -32,6 +32,7 @@ class TrainState(NamedTuple):
     opt_state: Any  # optax's
     step: jax.Array  # () int32: steps done
     key: jax.Array  # () key: the randomness of a step is a function of (key, step)
+    skipped: Any = np.int32(0)  # () int32: steps whose update was left out, their gradient not being finite
 
 
 def init_train_state(
@@ -50,7 +51,7 @@ def init_train_state(
     """
     init_key, key = jax.random.split(jax.random.key(seed))
     params, state, _ = network.init(init_key, tuple(input_shape))
-    return TrainState(params, state, optimizer.init(params), jnp.zeros((), jnp.int32), key)
+    return TrainState(params, state, optimizer.init(params), jnp.zeros((), jnp.int32), key, jnp.zeros((), jnp.int32))
 
 
 def train_step(
@@ -61,6 +62,7 @@ def train_step(
     backward: str = "manual",
     microbatch: int | str | None = None,
     augment: Augmentation | None = None,
+    skip_nonfinite: int | None = None,
     mesh: Mesh | None = None,
 ) -> Step:
     """A jitted training step: `state, metrics = step(state, images, labels)`.
@@ -79,13 +81,18 @@ def train_step(
         devices' micro-batches of one turn. Random layers draw anew for each micro-batch.
       augment: a function (key, images) -> images of the same shape and dtype, as those of `jaxcnn.augment`; each
         device's images of a step pass through it before the network, with a key of their own. None: as they are.
+      skip_nonfinite: how many steps may have NaN or infinity in their loss, gradient or new state: they are left out
+        and counted in `state.skipped`. With one more than these, counted as well, the state stays as it is, its step
+        included, and all later steps change nothing. Metrics then have "finite". When None nothing is watched, which
+        is faster: NaN stays where it came, in the state or the loss, and can be looked for after many steps.
       mesh: the devices that share the batch, on one axis; all devices when None.
 
     Returns:
       A `Step`. Of its arguments only the state is donated: do not use the old one again. metrics: "loss", the mean over
       the batch; "accuracy", the fraction of right classes, of the binary losses that of logits on the right side of 0;
       "invalid_labels", how many class indices lie outside the classes, or binary labels are none, the reason of a loss
-      that is NaN. For a loss of numbers, as `mean_squared_error`, "loss" alone.
+      that is NaN. For a loss of numbers, as `mean_squared_error`, "loss" alone. With `skip_nonfinite` also "finite",
+      whether the step was.
 
     Raises:
       ValueError: an unknown `backward`; a mesh of more than one axis; when called: a batch that does not divide by the
@@ -100,7 +107,7 @@ def train_step(
     (1, 2.62)
     """
     mesh = all_devices() if mesh is None else mesh
-    one = _one_step("train_step", network, loss, optimizer, backward, microbatch, augment, mesh)
+    one = _one_step("train_step", network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh)
     return Step("train_step", one, mesh, (P(mesh.axis_names), P(mesh.axis_names)))
 
 
@@ -112,6 +119,7 @@ def train_steps(
     backward: str = "manual",
     microbatch: int | str | None = None,
     augment: Augmentation | None = None,
+    skip_nonfinite: int | None = None,
     mesh: Mesh | None = None,
 ) -> Step:
     """Many steps in one `lax.scan`: `state, metrics = run(state, images, labels, indices)`.
@@ -130,7 +138,7 @@ def train_steps(
     (2, (2,))
     """
     mesh = all_devices() if mesh is None else mesh
-    one = _one_step("train_steps", network, loss, optimizer, backward, microbatch, augment, mesh)
+    one = _one_step("train_steps", network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh)
 
     def many(state, images, labels, indices):
         def step(state, chosen):
@@ -218,7 +226,7 @@ class Step:
                 )
 
 
-def _one_step(name, network, loss, optimizer, backward, microbatch, augment, mesh):
+def _one_step(name, network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh):
     """(state, images, labels) -> (state, metrics), on each device with its share of the batch."""
     if backward not in BACKWARD:
         raise ValueError(f"{name}: backward must be one of {', '.join(BACKWARD)}, got {backward!r}")
@@ -269,7 +277,11 @@ def _one_step(name, network, loss, optimizer, backward, microbatch, augment, mes
         gradients, metrics = sums
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         new_params: Any = optax.apply_updates(state.params, updates)
-        return TrainState(new_params, net_state, opt_state, state.step + 1, state.key), metrics
+        new = TrainState(new_params, net_state, opt_state, state.step + 1, state.key, state.skipped)
+        if skip_nonfinite is None:
+            return new, metrics
+        finite = all_finite((metrics["loss"], gradients, new))
+        return _unless(finite, new, state, skip_nonfinite), metrics | {"finite": finite}
 
     return one
 
@@ -280,6 +292,22 @@ def _augmented(name, augment, key, images):
     if got != wanted:
         raise TypeError(f"{name}: augment must return images as it gets them, {wanted}; got {got}")
     return changed
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether no floating number in it is NaN or infinite, as a () bool."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
+
+
+# optax.apply_if_finite leaves out the update alone, not what the layers keep (running statistics), and after too many
+# errors accepts it; here the state after them is the last good one.
+def _unless(finite, new: TrainState, old: TrainState, limit: int) -> TrainState:
+    """The new state where all is finite, else the old one with the step counted, up to the limit."""
+    running = old.skipped <= limit
+    skipped = old.skipped + (running & ~finite)
+    chosen = jax.tree.map(functools.partial(jnp.where, running & finite), new, old)
+    return chosen._replace(step=jnp.where(skipped <= limit, new.step, old.step), skipped=skipped)
 
 
 FEW_BYTES = 2**18  # larger arrays are summed by themselves
