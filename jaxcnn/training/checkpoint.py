@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.training.idx import DataError
+from jaxcnn.training.samples import DataError
 from jaxcnn.training.step import TrainState
 
 
@@ -45,8 +45,8 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The (params, state) that `save` wrote, or those of a run folder's newest whole checkpoint.
 
     `network.forward(params, state, images)[0]` are then the network's outputs; a run's images were standardised with
-    the pixel_mean and pixel_deviation in its config.json, one a channel. Where a run's newest checkpoint is damaged, the
-    one before it is taken, with a warning.
+    the pixel_mean and pixel_deviation in its config.json, one a channel. Where a run's newest checkpoint is damaged,
+    the one before it is taken, with a warning.
 
     Raises:
       FileNotFoundError: no such folder. DataError: it holds no network of `save` and no run, or not as it was written.

@@ -23,10 +23,10 @@ from jaxcnn.training.checkpoint import params_sha256
 from jaxcnn.training.data import DIGITS, DataSet, enlarged, load_data, require_same_data
 from jaxcnn.training.evaluate import evaluate
 from jaxcnn.training.finite import first_nonfinite
-from jaxcnn.training.idx import DataError
 from jaxcnn.training.microbatch import AUTO
 from jaxcnn.training.recipes import RECIPES
 from jaxcnn.training.run_folder import NO_SUMS, RunFolder
+from jaxcnn.training.samples import DataError
 from jaxcnn.training.step import BACKWARD, TrainState, all_finite, init_train_state, shuffled, train_steps
 
 CHUNK = 100  # steps in one scan: few enough to show progress and to stop soon

@@ -20,7 +20,7 @@ import jax
 
 from jaxcnn.training import checkpoint
 from jaxcnn.training.checkpoint import Damaged, checkpoints, on_device, on_host, orbax, signed
-from jaxcnn.training.idx import DataError
+from jaxcnn.training.samples import DataError
 from jaxcnn.training.step import TrainState
 
 KEPT = 3  # checkpoints: where the newest is damaged there are two more; older ones are removed
