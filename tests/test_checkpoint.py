@@ -14,8 +14,8 @@ import pytest
 
 import jaxcnn
 from jaxcnn.training.checkpoint import digest, params_sha256
-from jaxcnn.training.idx import DataError
 from jaxcnn.training.run_folder import NO_SUMS, RunFolder
+from jaxcnn.training.samples import DataError
 
 NESTED = {
     "conv2d": {"filters": np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3), "bias": np.zeros(1, np.float32)},

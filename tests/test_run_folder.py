@@ -15,8 +15,8 @@ import pytest
 from test_checkpoint import assert_same_bits
 
 import jaxcnn
-from jaxcnn.training.idx import DataError
 from jaxcnn.training.run_folder import NO_SUMS, RunFolder, StorageError, _of_config
+from jaxcnn.training.samples import DataError
 
 # The state is small, but has all that a real one has: nested optax state, a step, a key.
 
