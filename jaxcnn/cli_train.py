@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -69,8 +72,11 @@ class Train:
 
 def train(arguments: Train, named: set[str]) -> int:
     """Trains; returns the exit status. named: the options that were given, as the fields are called."""
-    import logging
+    with _quiet_orbax():
+        return _train(arguments, named)
 
+
+def _train(arguments: Train, named: set[str]) -> int:
     from rich.console import Console
 
     from jaxcnn.training.data import NAMES
@@ -87,8 +93,6 @@ def train(arguments: Train, named: set[str]) -> int:
     )
     from jaxcnn.training.run_folder import RunFolder, StorageError
 
-    for name in ("absl", "asyncio"):  # orbax leaves traces of errors there, which are told below in a line
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     console = Console(highlight=False, markup=False, soft_wrap=True)  # a path may hold brackets
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Config)}
     if arguments.data not in NAMES:  # so that the run can be resumed from any folder
@@ -130,6 +134,24 @@ def train(arguments: Train, named: set[str]) -> int:
     _close(run, last, console)
     console.print(f"run folder: {folder.path}")
     return 0
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Without the traces that it leaves of errors, on logs and from its threads, which are told in a line besides."""
+    for name in ("root", "absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+
+    def but_for_closed_loops(unraisable: Any) -> None:  # what reads or writes say that end after another has failed
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = but_for_closed_loops
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _refuse_changes(named: set[str], given: dict[str, Any], kept: Any) -> None:
