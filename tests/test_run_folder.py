@@ -117,6 +117,13 @@ def test_a_damaged_checkpoint_is_set_aside(folder):
     assert kept.warnings == []
 
 
+def test_a_checkpoint_under_another_name(folder):
+    checkpoints = folder.path / "checkpoints"
+    shutil.copytree(checkpoints / "40", checkpoints / "60")
+    kept = folder.newest(state_at(0))
+    assert (int(kept.state.step), kept.warnings) == (50, [f"{checkpoints / '60'}: is that of step 40"])
+
+
 def test_metrics_after_the_newest_checkpoint_are_dropped(folder):
     shutil.rmtree(folder.path / "checkpoints" / "50")  # the line was written, then the power failed
     whole = (folder.path / "metrics.jsonl").read_bytes()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import itertools
 import random
 import subprocess
@@ -29,19 +30,24 @@ def kill(process: subprocess.Popen[str], run: Path, moment: str, lasts: float, r
 
     lasts: seconds of an uninterrupted process, of which training takes the last third.
     """
-    began = saved(run)
+    before = names(run)  # with what a save left that was killed earlier
+    began = saved(before)
+
+    def saving() -> bool:
+        return any(not name.isdecimal() and before.get(name) != which for name, which in names(run).items())
+
     if moment == "anywhere":
         wait(process, rng.uniform(0, lasts))
     else:
-        while process.poll() is None and saved(run) == began and not saving(run):
+        while process.poll() is None and saved(names(run)) == began and not saving():
             time.sleep(0.001)
         if moment == "in training":
             wait(process, rng.uniform(0, lasts / 3))
         else:
             for _ in range(rng.randrange(8)):  # one of the next saves
-                while process.poll() is None and saving(run):
+                while process.poll() is None and saving():
                     time.sleep(0.0005)
-                while process.poll() is None and not saving(run):
+                while process.poll() is None and not saving():
                     time.sleep(0.0005)
             wait(process, rng.uniform(0, 0.02))
     process.kill()
@@ -49,11 +55,11 @@ def kill(process: subprocess.Popen[str], run: Path, moment: str, lasts: float, r
     if ended.status != -9:
         assert ended.status == 0, ended
         return None
-    if saving(run):
+    if saving():
         return "inside a save"
     if not (run / "config.json").exists():
         return "before there was a run"
-    return "between saves" if (run / "metrics.jsonl").exists() else "before the end of the first epoch"
+    return "between saves" if saved(names(run)) != began else "on resuming, before its first save"
 
 
 def wait(process: subprocess.Popen[str], seconds: float) -> None:
@@ -62,19 +68,18 @@ def wait(process: subprocess.Popen[str], seconds: float) -> None:
         time.sleep(0.001)
 
 
-def saved(run: Path) -> set[str]:
-    return {name for name in names(run) if name.isdecimal()}
+def names(run: Path) -> dict[str, tuple[int, int]]:
+    """What is in checkpoints/, and which it is: one that was removed and made again is another."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError):
+        for path in (run / "checkpoints").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+                found[path.name] = path.stat().st_ino, path.stat().st_mtime_ns
+    return found
 
 
-def saving(run: Path) -> bool:
-    return not all(map(str.isdecimal, names(run)))
-
-
-def names(run: Path) -> set[str]:
-    try:
-        return {path.name for path in (run / "checkpoints").iterdir()}
-    except FileNotFoundError:
-        return set()
+def saved(found: dict[str, tuple[int, int]]) -> set[str]:
+    return set(filter(str.isdecimal, found))
 
 
 def kills(count: int, seed: int, folder: Path) -> tuple[collections.Counter[str], list[str]]:
