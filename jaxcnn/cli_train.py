@@ -61,6 +61,13 @@ class Train:
     """Fraction of all steps in which the learning rate rises, linearly but in one-cycle (0; in one-cycle 0.3)."""
     clip: Annotated[float | None, _NUMBER] = None
     """Largest norm of the whole gradient; a longer one is scaled down to it (none)."""
+    average: Annotated[float | None, _NUMBER] = None
+    """Decay of an exponential average of the parameters over the steps, which is what is evaluated (none)."""
+    freeze: Annotated[list[str], tyro.conf.arg(metavar="NAME [NAME ...]", help_behavior_hint="")] = dataclasses.field(
+        default_factory=list
+    )
+    """Layers whose parameters stay as they are initially, by the names in the table of gradients: conv2d,
+    dense_1/bias."""
     seed: int = 0
     """Of the split, the initial parameters and the order of the images."""
     validation: float = 0.0

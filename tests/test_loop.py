@@ -47,6 +47,10 @@ def lines_of(path) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
 
 
+def named(params) -> dict:
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in jax.tree.leaves_with_path(params)}
+
+
 @pytest.fixture(scope="module")
 def run():
     return loop.prepare(SMALL)
@@ -81,7 +85,7 @@ def test_augmentation_goes_on_where_it_was_stopped(run, whole, tmp_path):
     "changes",
     [
         {"optimizer": "sgd", "momentum": 0.8, "learning_rate": 0.05, "warmup": 0.4},
-        {"optimizer": "muon", "schedule": "one-cycle", "clip": 0.5},
+        {"optimizer": "muon", "schedule": "one-cycle", "clip": 0.5, "freeze": ["conv2d", "dense_1/bias"]},
     ],
     ids=["sgd", "muon"],
 )
@@ -95,6 +99,27 @@ def test_optimizers_go_on_where_they_were_stopped(run, whole, tmp_path, changes)
     assert lines_of(tmp_path / "stopped") == lines
     assert lines[-1]["params_sha256"] != lines_of(whole[0])[-1]["params_sha256"]
     assert lines[-1]["train_loss"] < lines[0]["train_loss"] < math.log(10)
+    first, ended = (
+        named(state.params) for state in (run.state, RunFolder(tmp_path / "stopped").newest(changed.state).state)
+    )
+    still = {name for name, leaf in ended.items() if (np.asarray(leaf) == np.asarray(first[name])).all()}
+    assert still == ({"conv2d/filters", "conv2d/bias", "dense_1/bias"} if "freeze" in changes else set())
+
+
+def test_the_average_is_what_is_evaluated_and_loaded(run, whole, tmp_path):
+    """Over a break too; the training itself is that of the run without it."""
+    changed = loop.prepare(dataclasses.replace(SMALL, average=0.99))
+    with pytest.raises(Interrupted):
+        train(changed, tmp_path, until=279)
+    end = train(changed, tmp_path, resume=True)[-1].metrics
+    params, state = jaxcnn.load(tmp_path)
+    assert loop.params_sha256(params) == end["params_sha256"]
+    kept, plain = (RunFolder(p).newest(r.state).state for p, r in ((tmp_path, changed), (whole[0], run)))
+    score = jaxcnn.evaluate(run.network, kept._replace(params=params, state=state), *run.data.test)
+    assert (score["loss"], score["accuracy"]) == (end["test_loss"], end["test_accuracy"])
+    assert loop.params_sha256(kept.params) != end["params_sha256"]
+    for name, leaf in named(kept.params).items():
+        np.testing.assert_allclose(leaf, named(plain.params)[name], rtol=1e-3, atol=1e-4)
 
 
 def test_other_data_is_not_resumed_on(run, whole, tmp_path):
@@ -382,6 +407,16 @@ REFUSED = {
     "warm-up": ({"warmup": 1.0}, "--warmup: got 1.0, required from 0 to less than 1"),
     "NaN for a warm-up": ({"warmup": math.nan}, "--warmup: got nan, required from 0 to less than 1"),
     "clip": ({"clip": 0.0}, "--clip: got 0.0, required more than 0"),
+    "layer to freeze": (
+        {"freeze": ["conv2d", "dense"]},
+        "--freeze: got 'dense', required layers of source: conv2d, dense_1, dense_2",
+    ),
+    "all frozen": (
+        {"freeze": ["conv2d", "dense_1", "dense_2"]},
+        "--freeze: got conv2d dense_1 dense_2, all layers; required at least one to be trained",
+    ),
+    "average": ({"average": 1.0}, "--average: got 1.0, required more than 0 and less than 1"),
+    "NaN for an average": ({"average": math.nan}, "--average: got nan, required more than 0 and less than 1"),
     "no rate": ({"learning_rate": 0.0}, "--learning-rate: got 0.0, required more than 0"),
     "NaN for a rate": ({"learning_rate": math.nan}, "--learning-rate: got nan, required more than 0"),
     "large batch": ({"batch_size": 1438}, "--batch-size: got 1438, required at most the 1437 training images"),

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from jaxcnn.training.config import Config
-from jaxcnn.training.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
+from jaxcnn.training.optimizer import OPTIMIZERS, SCHEDULES, evaluated_params, make_optimizer, make_schedule
 
 STEPS = 10
 
@@ -123,9 +123,37 @@ def test_clipping_is_by_the_norm_of_all(rng, params):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, expected)
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_frozen_layers_stay_and_the_rest_is_trained_as_if_alone(rng, params, optimizer):
+    """Neither decayed nor counted for the clipping."""
+    gradients, changes = gradients_of(rng, params), {"optimizer": optimizer, "clip": 0.1}
+    found = after(made(freeze=["conv", "dense/bias"], **changes), params, gradients)
+    its_gradients = [{"weights": g["dense"]["weights"]} for g in gradients]
+    alone = after(made(**changes), {"weights": params["dense"]["weights"]}, its_gradients)
+    assert_equal(found, params | {"dense": params["dense"] | alone})
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9999])
+def test_the_average_is_debiased_and_changes_no_update(rng, params, decay):
+    gradients, each = gradients_of(rng, params), []
+    plain, averaging = made(), made(average=decay, freeze=["conv"])
+    state, now = averaging.init(params), params
+    for gradient in gradients:
+        updates, state = averaging.update(gradient, state, now)
+        now = optax.apply_updates(now, updates)
+        each.append(now)
+    assert_equal(now["dense"], after(plain, params, gradients)["dense"])
+    found = evaluated_params(now, state)
+    weights = decay ** np.arange(STEPS)[::-1]
+    expected = jax.tree.map(lambda *p: np.average(np.float64(p), axis=0, weights=weights), *each)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, expected)
+    assert_equal(found["conv"], params["conv"])
+    assert evaluated_params(now, plain.init(params)) is now
+
+
 def rates(steps=100, **changes):
     schedule = make_schedule(Config(learning_rate=2.0, **changes).complete(), steps)
-    return np.array([float(schedule(step)) for step in range(steps)])
+    return np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(steps)))
 
 
 def test_warmup_is_linear_and_then_the_schedule_begins():

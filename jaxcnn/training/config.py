@@ -31,6 +31,8 @@ class Config:
     schedule: str = "cosine"
     warmup: float | None = None
     clip: float | None = None
+    average: float | None = None
+    freeze: list[str] = dataclasses.field(default_factory=list)
     seed: int = 0
     validation: float = 0.0
     augment: str | None = None
@@ -82,6 +84,8 @@ class Config:
             value = getattr(full, name)
             if value is not None and not 0 <= value < 1:
                 raise DataError(f"--{name}: got {value}, required from 0 to less than 1")
+        if full.average is not None and not 0 < full.average < 1:
+            raise DataError(f"--average: got {full.average}, required more than 0 and less than 1")
         if full.clip is not None and not full.clip > 0:
             raise DataError(f"--clip: got {full.clip}, required more than 0")
         if full.augment is not None:

@@ -24,7 +24,7 @@ from jaxcnn.training.config import Config
 from jaxcnn.training.data import DataSet, enlarged, load_data, require_same_data
 from jaxcnn.training.evaluate import evaluate
 from jaxcnn.training.finite import first_nonfinite
-from jaxcnn.training.optimizer import make_optimizer
+from jaxcnn.training.optimizer import evaluated_params, make_optimizer, require_layers
 from jaxcnn.training.recipes import RECIPES
 from jaxcnn.training.run_folder import NO_SUMS, RunFolder
 from jaxcnn.training.samples import DataError
@@ -105,6 +105,7 @@ def prepare(config: Config) -> Run:
         state = _initial_state(network, optimizer, config.seed, size)
     except ValueError as error:
         raise DataError(f"--model {config.model}: not for images of {_by(size)}: {error}") from None
+    require_layers(config, state.params)
     _augmentation(config, data)  # so that nothing is written where it is not for these images
     if config.augment is None:
         config = dataclasses.replace(config, augment=data.augment)
@@ -327,6 +328,7 @@ def _epoch_line(run: Run, state: TrainState, epoch: int, sums: dict[str, float])
         "seconds": seconds,
         **({"skipped_steps": sums["skipped"]} if sums["skipped"] else {}),
     }
+    state = state._replace(params=evaluated_params(state.params, state.opt_state))
     if run.data.validation is not None:
         held_out = evaluate(run.network, state, *run.data.validation)
         line |= {"validation_loss": held_out["loss"], "validation_accuracy": held_out["accuracy"]}
