@@ -44,11 +44,30 @@ class Train:
     batch_size: int = 32
     """Images a step."""
     learning_rate: Annotated[float | None, _NUMBER] = None
-    """Of AdamW at the start; it falls to 0 along a cosine (0.008 for digits, for larger networks
-    less; else 0.001)."""
+    """The schedule's largest; the default is made for adamw and muon (0.008 for digits, for larger networks less; else
+    0.001)."""
     weight_decay: Annotated[float | None, _NUMBER] = None
-    """Of AdamW, for weights and filters (0.3 for digits, for larger networks less; else
-    0.01)."""
+    """Fraction of weights and filters, not of biases and scales, that a step takes off, times the learning rate (0.3
+    for digits, for larger networks less; else 0.01; for adam 0)."""
+    optimizer: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
+    """adamw; adam, which is adamw without weight decay unless it is given; sgd with Nesterov's momentum; muon for
+    weights and filters, adam for the rest."""
+    momentum: Annotated[float | None, _NUMBER] = None
+    """Of sgd (0.9)."""
+    schedule: Literal["cosine", "constant", "one-cycle"] = "cosine"
+    """The learning rate: falling to 0 along a cosine; constant; rising from a 25th along a cosine, then falling to
+    almost 0."""
+    warmup: Annotated[float | None, _NUMBER] = None
+    """Fraction of all steps in which the learning rate rises, linearly but in one-cycle (0; in one-cycle 0.3)."""
+    clip: Annotated[float | None, _NUMBER] = None
+    """Largest norm of the whole gradient; a longer one is scaled down to it (none)."""
+    average: Annotated[float | None, _NUMBER] = None
+    """Decay of an exponential average of the parameters over the steps, which is what is evaluated (none)."""
+    freeze: Annotated[list[str], tyro.conf.arg(metavar="NAME [NAME ...]", help_behavior_hint="")] = dataclasses.field(
+        default_factory=list
+    )
+    """Layers whose parameters stay as they are initially, by the names in the table of gradients: conv2d,
+    dense_1/bias."""
     seed: int = 0
     """Of the split, the initial parameters and the order of the images."""
     validation: float = 0.0
@@ -79,18 +98,10 @@ def train(arguments: Train, named: set[str]) -> int:
 def _train(arguments: Train, named: set[str]) -> int:
     from rich.console import Console
 
+    from jaxcnn.training.config import CHANGEABLE, Config
     from jaxcnn.training.data import NAMES
     from jaxcnn.training.devices import available_cores, keep_compiled_programs, use_cpu_cores
-    from jaxcnn.training.loop import (
-        CHANGEABLE,
-        Config,
-        Diverged,
-        Interrupted,
-        finished,
-        from_folder,
-        new_folder,
-        prepare,
-    )
+    from jaxcnn.training.loop import Diverged, Interrupted, finished, from_folder, new_folder, prepare
     from jaxcnn.training.run_folder import RunFolder, StorageError
 
     console = Console(highlight=False, markup=False, soft_wrap=True)  # a path may hold brackets
@@ -155,7 +166,7 @@ def _quiet_orbax() -> Iterator[None]:
 
 
 def _refuse_changes(named: set[str], given: dict[str, Any], kept: Any) -> None:
-    from jaxcnn.training.loop import CHANGEABLE
+    from jaxcnn.training.config import CHANGEABLE
 
     may = " and ".join(f"--{name.replace('_', '-')}" for name in ("cores", *CHANGEABLE))
     if "out" in named:

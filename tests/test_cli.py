@@ -23,7 +23,7 @@ from test_idx import idx
 
 from jaxcnn import cli, models, summary
 from jaxcnn.training import devices
-from jaxcnn.training.loop import Config
+from jaxcnn.training.config import Config
 
 ROOT = Path(__file__).parents[1]
 # Every process is the same program: what one has compiled serves the others.

@@ -21,6 +21,7 @@ from kills import kills
 from processes import ENVIRONMENT, TRAIN, end, result, resume, start
 
 from jaxcnn.training import loop
+from jaxcnn.training.config import Config
 from jaxcnn.training.run_folder import NO_SUMS, RunFolder, StorageError
 
 
@@ -104,7 +105,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(disk, begun, monkeypatc
     shutil.copytree(begun[0], folder / "run")
     remount("size=5m")
     monkeypatch.setattr("jaxcnn.training.run_folder._require_space", lambda *_: None)
-    like = loop.prepare(loop.Config(epochs=8)).state
+    like = loop.prepare(Config(epochs=8)).state
     says = f"{folder / 'run'} cannot be written to: No space left on device; the checkpoint of step 132 is whole"
     with RunFolder(folder / "run") as run:
         run.keep(run.resume(like).state._replace(step=jnp.int32(133)), NO_SUMS)

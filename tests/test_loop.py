@@ -16,8 +16,10 @@ from test_data import TRAIN, arrays, write
 import jaxcnn
 from jaxcnn.cli import Train
 from jaxcnn.training import loop
+from jaxcnn.training.config import Config
 from jaxcnn.training.data import Samples
-from jaxcnn.training.loop import Config, Diverged, EpochEnd, GradientCheck, Interrupted, Progress, Warned
+from jaxcnn.training.loop import Diverged, EpochEnd, GradientCheck, Interrupted, Progress, Warned
+from jaxcnn.training.optimizer import OPTIMIZERS, SCHEDULES
 from jaxcnn.training.recipes import RECIPES
 from jaxcnn.training.run_folder import RunFolder
 from jaxcnn.training.samples import DataError
@@ -43,6 +45,10 @@ def lines_of(path) -> list[dict]:
     """metrics.jsonl without what depends on the machine's speed."""
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+
+
+def named(params) -> dict:
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in jax.tree.leaves_with_path(params)}
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +79,47 @@ def test_augmentation_goes_on_where_it_was_stopped(run, whole, tmp_path):
     assert lines_of(tmp_path / "stopped") == lines_of(tmp_path / "whole")
     plain, lines = (lines_of(path) for path in (whole[0], tmp_path / "whole"))
     assert all(a["train_loss"] > p["train_loss"] for a, p in zip(lines, plain, strict=True))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "sgd", "momentum": 0.8, "learning_rate": 0.05, "warmup": 0.4},
+        {"optimizer": "muon", "schedule": "one-cycle", "clip": 0.5, "freeze": ["conv2d", "dense_1/bias"]},
+    ],
+    ids=["sgd", "muon"],
+)
+def test_optimizers_go_on_where_they_were_stopped(run, whole, tmp_path, changes):
+    changed = loop.prepare(dataclasses.replace(SMALL, **changes))
+    train(changed, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(changed, tmp_path / "stopped", until=100)
+    train(loop.prepare(loop.from_folder(RunFolder(tmp_path / "stopped"))), tmp_path / "stopped", resume=True)
+    lines = lines_of(tmp_path / "whole")
+    assert lines_of(tmp_path / "stopped") == lines
+    assert lines[-1]["params_sha256"] != lines_of(whole[0])[-1]["params_sha256"]
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"] < math.log(10)
+    first, ended = (
+        named(state.params) for state in (run.state, RunFolder(tmp_path / "stopped").newest(changed.state).state)
+    )
+    still = {name for name, leaf in ended.items() if (np.asarray(leaf) == np.asarray(first[name])).all()}
+    assert still == ({"conv2d/filters", "conv2d/bias", "dense_1/bias"} if "freeze" in changes else set())
+
+
+def test_the_average_is_what_is_evaluated_and_loaded(run, whole, tmp_path):
+    """Over a break too; the training itself is that of the run without it."""
+    changed = loop.prepare(dataclasses.replace(SMALL, average=0.99))
+    with pytest.raises(Interrupted):
+        train(changed, tmp_path, until=279)
+    end = train(changed, tmp_path, resume=True)[-1].metrics
+    params, state = jaxcnn.load(tmp_path)
+    assert loop.params_sha256(params) == end["params_sha256"]
+    kept, plain = (RunFolder(p).newest(r.state).state for p, r in ((tmp_path, changed), (whole[0], run)))
+    score = jaxcnn.evaluate(run.network, kept._replace(params=params, state=state), *run.data.test)
+    assert (score["loss"], score["accuracy"]) == (end["test_loss"], end["test_accuracy"])
+    assert loop.params_sha256(kept.params) != end["params_sha256"]
+    for name, leaf in named(kept.params).items():
+        np.testing.assert_allclose(leaf, named(plain.params)[name], rtol=1e-3, atol=1e-4)
 
 
 def test_other_data_is_not_resumed_on(run, whole, tmp_path):
@@ -318,6 +365,11 @@ def test_the_command_line_names_every_recipe():
     assert {name: recipe.network(3).name for name, recipe in RECIPES.items()} == {name: name for name in RECIPES}
 
 
+def test_the_command_line_names_every_optimizer_and_schedule():
+    hints = get_type_hints(Train)
+    assert (get_args(hints["optimizer"]), get_args(hints["schedule"])) == (OPTIMIZERS, SCHEDULES)
+
+
 def test_a_network_for_large_images_gets_the_digits_scaled_up():
     run = loop.prepare(Config(model="resnet20"))
     assert loop.describe(run)["training_images"] == [1437, 32, 32, 1]
@@ -326,7 +378,7 @@ def test_a_network_for_large_images_gets_the_digits_scaled_up():
 
 def test_defaults_belong_to_the_data():
     assert (Config().complete().epochs, Config(data="folder").complete().epochs) == (40, 5)
-    given = Config(epochs=1, learning_rate=1.0, weight_decay=0.0)
+    given = Config(epochs=1, learning_rate=1.0, weight_decay=0.0, warmup=0.1)
     assert given.complete() == given
     assert Config().complete().complete() == Config().complete()
 
@@ -342,6 +394,29 @@ REFUSED = {
     "decay": ({"weight_decay": -0.1}, "--weight-decay: got -0.1, required at least 0"),
     "NaN for decay": ({"weight_decay": math.nan}, "--weight-decay: got nan, required at least 0"),
     "steps to skip": ({"skip_nonfinite": -1}, "--skip-nonfinite: got -1, required at least 0"),
+    "optimizer": ({"optimizer": "lion"}, "--optimizer: got 'lion', required one of adamw, adam, sgd, muon"),
+    "schedule": ({"schedule": "step"}, "--schedule: got 'step', required one of cosine, constant, one-cycle"),
+    "momentum": (
+        {"momentum": 0.9},
+        "--momentum: got 0.9, but it belongs to sgd, and --optimizer is adamw",
+    ),
+    "large momentum": (
+        {"optimizer": "sgd", "momentum": 1.0},
+        "--momentum: got 1.0, required from 0 to less than 1",
+    ),
+    "warm-up": ({"warmup": 1.0}, "--warmup: got 1.0, required from 0 to less than 1"),
+    "NaN for a warm-up": ({"warmup": math.nan}, "--warmup: got nan, required from 0 to less than 1"),
+    "clip": ({"clip": 0.0}, "--clip: got 0.0, required more than 0"),
+    "layer to freeze": (
+        {"freeze": ["conv2d", "dense"]},
+        "--freeze: got 'dense', required layers of source: conv2d, dense_1, dense_2",
+    ),
+    "all frozen": (
+        {"freeze": ["conv2d", "dense_1", "dense_2"]},
+        "--freeze: got conv2d dense_1 dense_2, all layers; required at least one to be trained",
+    ),
+    "average": ({"average": 1.0}, "--average: got 1.0, required more than 0 and less than 1"),
+    "NaN for an average": ({"average": math.nan}, "--average: got nan, required more than 0 and less than 1"),
     "no rate": ({"learning_rate": 0.0}, "--learning-rate: got 0.0, required more than 0"),
     "NaN for a rate": ({"learning_rate": math.nan}, "--learning-rate: got nan, required more than 0"),
     "large batch": ({"batch_size": 1438}, "--batch-size: got 1438, required at most the 1437 training images"),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn.training.optimizer import evaluated_params
 from jaxcnn.training.samples import DataError
 from jaxcnn.training.step import TrainState
 
@@ -42,7 +43,8 @@ def save(path: str | Path, params: dict[str, Any], state: dict[str, Any] | None 
 
 
 def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The (params, state) that `save` wrote, or those of a run folder's newest whole checkpoint.
+    """The (params, state) that `save` wrote, or those of a run folder's newest whole checkpoint, the averaged params
+    where the run has `--average`.
 
     `network.forward(params, state, images)[0]` are then the network's outputs; a run's images were standardised with
     the pixel_mean and pixel_deviation in its config.json, one a channel. Where a run's newest checkpoint is damaged,
@@ -58,7 +60,7 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for folder in folders:
         try:
             tree = read(folder).tree
-            return tree["params"], tree["state"]
+            return evaluated_params(tree["params"], tree.get("opt_state")), tree["state"]
         except (Damaged, KeyError):
             if folder is not folders[-1]:
                 warnings.warn(f"load: {folder} is damaged; the checkpoint before it is taken", stacklevel=2)

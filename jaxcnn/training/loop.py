@@ -20,77 +20,17 @@ from jaxcnn.layers import Layer
 from jaxcnn.rules.loss import softmax_cross_entropy
 from jaxcnn.training.augment import Augmentation, from_text
 from jaxcnn.training.checkpoint import params_sha256
-from jaxcnn.training.data import DIGITS, DataSet, enlarged, load_data, require_same_data
+from jaxcnn.training.config import Config
+from jaxcnn.training.data import DataSet, enlarged, load_data, require_same_data
 from jaxcnn.training.evaluate import evaluate
 from jaxcnn.training.finite import first_nonfinite
-from jaxcnn.training.microbatch import AUTO
+from jaxcnn.training.optimizer import evaluated_params, make_optimizer, require_layers
 from jaxcnn.training.recipes import RECIPES
 from jaxcnn.training.run_folder import NO_SUMS, RunFolder
 from jaxcnn.training.samples import DataError
 from jaxcnn.training.step import BACKWARD, TrainState, all_finite, init_train_state, shuffled, train_steps
 
 CHUNK = 100  # steps in one scan: few enough to show progress and to stop soon
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """One run: with the data, everything that its result depends on. Epochs and rates as None are those of the
-    model's recipe, the augmentation is that of the data."""
-
-    data: str = DIGITS
-    data_dir: str | None = None
-    model: str = "source"
-    backward: str = "manual"
-    epochs: int | None = None
-    batch_size: int = 32
-    learning_rate: float | None = None
-    weight_decay: float | None = None
-    seed: int = 0
-    validation: float = 0.0
-    augment: str | None = None
-    classes: int = 10
-    microbatch: int | str = AUTO
-    skip_nonfinite: int = 0
-
-    def complete(self) -> Config:
-        """With the defaults of the model and the data; raises DataError for a value that makes no sense."""
-        if self.model not in RECIPES:
-            raise DataError(f"--model: got {self.model!r}, required one of {', '.join(RECIPES)}")
-        recipe = RECIPES[self.model]
-        epochs, rate, decay = recipe.digits if self.data == DIGITS else recipe.other
-        full = dataclasses.replace(
-            self,
-            epochs=epochs if self.epochs is None else self.epochs,
-            learning_rate=rate if self.learning_rate is None else self.learning_rate,
-            weight_decay=decay if self.weight_decay is None else self.weight_decay,
-        )
-        if full.backward not in BACKWARD:
-            raise DataError(f"--backward: got {full.backward!r}, required one of {', '.join(BACKWARD)}")
-        for name, least in (
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("classes", 2),
-            ("seed", 0),
-            ("weight_decay", 0),
-            ("skip_nonfinite", 0),
-        ):
-            if not getattr(full, name) >= least:
-                raise DataError(f"--{name.replace('_', '-')}: got {getattr(full, name)}, required at least {least}")
-        if full.microbatch != AUTO and (isinstance(full.microbatch, str) or full.microbatch < 1):
-            raise DataError(f"--microbatch: got {full.microbatch}, required {AUTO} or a number of images, at least 1")
-        if not full.seed < 2**32:
-            raise DataError(f"--seed: got {full.seed}, required less than {2**32}")
-        if not (full.learning_rate or 0) > 0:
-            raise DataError(f"--learning-rate: got {full.learning_rate}, required more than 0")
-        if full.augment is not None:
-            try:
-                from_text(full.augment)
-            except ValueError as error:
-                raise DataError(f"--augment: {error}") from None
-        return full
-
-
-CHANGEABLE = ("skip_nonfinite",)  # on resuming; all else the result depends on
 
 
 class GradientCheck(NamedTuple):
@@ -141,9 +81,7 @@ class Run(NamedTuple):
 def prepare(config: Config) -> Run:
     """Reads the data and makes the network. Raises DataError or ValueError for what cannot be trained."""
     config = config.complete()
-    assert config.epochs is not None  # complete() saw to all three
-    assert config.learning_rate is not None
-    assert config.weight_decay is not None
+    assert config.epochs is not None  # complete() saw to it
     data = load_data(
         config.data, seed=config.seed, folder=config.data_dir, validation=config.validation, classes=config.classes
     )
@@ -161,16 +99,13 @@ def prepare(config: Config) -> Run:
     steps_an_epoch = samples // config.batch_size
     network = RECIPES[config.model].network(data.classes)
     data = enlarged(data, RECIPES[config.model].size)
-    optimizer = optax.adamw(
-        optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps_an_epoch),
-        weight_decay=config.weight_decay,
-        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),  # biases are not decayed
-    )
+    optimizer = make_optimizer(config, config.epochs * steps_an_epoch)
     size = data.train.images.shape[1:]
     try:
         state = _initial_state(network, optimizer, config.seed, size)
     except ValueError as error:
         raise DataError(f"--model {config.model}: not for images of {_by(size)}: {error}") from None
+    require_layers(config, state.params)
     _augmentation(config, data)  # so that nothing is written where it is not for these images
     if config.augment is None:
         config = dataclasses.replace(config, augment=data.augment)
@@ -393,6 +328,7 @@ def _epoch_line(run: Run, state: TrainState, epoch: int, sums: dict[str, float])
         "seconds": seconds,
         **({"skipped_steps": sums["skipped"]} if sums["skipped"] else {}),
     }
+    state = state._replace(params=evaluated_params(state.params, state.opt_state))
     if run.data.validation is not None:
         held_out = evaluate(run.network, state, *run.data.validation)
         line |= {"validation_loss": held_out["loss"], "validation_accuracy": held_out["accuracy"]}

@@ -213,9 +213,10 @@ def command(*arguments: str | Path) -> Ended:
 def make(folder: Path, stopped: int, epochs: int, **changes: object) -> Path:
     """A run on the digits, left after so many of its epochs."""
     from jaxcnn.training import loop
+    from jaxcnn.training.config import Config
     from jaxcnn.training.run_folder import RunFolder
 
-    run = loop.prepare(loop.Config(epochs=epochs, **changes))  # pyright: ignore[reportArgumentType]
+    run = loop.prepare(Config(epochs=epochs, **changes))  # pyright: ignore[reportArgumentType]
     with RunFolder(folder) as kept:
         for event in loop.train(run, kept, resume=False, stop=lambda: False):
             if isinstance(event, loop.EpochEnd) and event.metrics["epoch"] == stopped:
