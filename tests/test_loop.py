@@ -114,12 +114,13 @@ def test_the_average_is_what_is_evaluated_and_loaded(run, whole, tmp_path):
     end = train(changed, tmp_path, resume=True)[-1].metrics
     params, state = jaxcnn.load(tmp_path)
     assert loop.params_sha256(params) == end["params_sha256"]
-    kept, plain = (RunFolder(p).newest(r.state).state for p, r in ((tmp_path, changed), (whole[0], run)))
+    kept = RunFolder(tmp_path).newest(changed.state).state
     score = jaxcnn.evaluate(run.network, kept._replace(params=params, state=state), *run.data.test)
-    assert (score["loss"], score["accuracy"]) == (end["test_loss"], end["test_accuracy"])
+    np.testing.assert_allclose(score["loss"], end["test_loss"], rtol=1e-6)
+    assert score["accuracy"] == end["test_accuracy"]
     assert loop.params_sha256(kept.params) != end["params_sha256"]
-    for name, leaf in named(kept.params).items():
-        np.testing.assert_allclose(leaf, named(plain.params)[name], rtol=1e-3, atol=1e-4)
+    for line, plain in zip(lines_of(tmp_path), lines_of(whole[0]), strict=True):
+        np.testing.assert_allclose(line["train_loss"], plain["train_loss"], rtol=1e-4)
 
 
 def test_other_data_is_not_resumed_on(run, whole, tmp_path):
