@@ -204,3 +204,18 @@ def test_shares_of_more_ties_than_the_dtype_counts_to(dtype):
     """bfloat16 cannot count beyond 256, float16 not beyond 2048."""
     shares = jax.grad(lambda x: max_pool(x, window=20, ties="split").sum())(jnp.ones((20, 20), dtype))
     np.testing.assert_allclose(np.asarray(shares, float), 1 / 400, rtol=0.01)
+
+
+@pytest.mark.parametrize("options", [{"window": 2}, {"window": 3, "stride": 2, "padding": "SAME"}])
+def test_gradient_under_vmap_inside_shard_map(options):
+    """As of a model that sees one image at a time, with the images divided among the devices."""
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 6, 2)), jnp.float32)
+
+    def loss(pool, x):
+        return (jax.vmap(lambda one: pool(one, **options))(x) ** 2).sum()
+
+    by_hand = jax.shard_map(
+        jax.grad(lambda x: loss(max_pool, x)), mesh=mesh, in_specs=jax.P("batch"), out_specs=jax.P("batch")
+    )(x)
+    np.testing.assert_allclose(by_hand, jax.grad(lambda x: loss(max_pool.autodiff(), x))(x), rtol=1e-6)

@@ -77,7 +77,7 @@ def batch_norm_backward(residuals: NormalizationResiduals, dy: Array, *, epsilon
     x, dy = by_platform(lambda *arrays: lax.optimization_barrier(arrays), lambda *arrays: arrays, x, dy)
     inverse = lax.rsqrt(variance + epsilon)
     centred, dy = x - mean, dy.astype(mean.dtype)
-    dshift, dscale = _by_channel(dy), _by_channel(dy * centred) * inverse
+    dshift, dscale = _by_channel(dy), _by_channel(dy * (centred * inverse))  # in this order nothing large is made
     sums, over = jnp.stack([dshift, dscale]), _mesh_axes(x)
     mean_dy, mean_dy_z = (lax.pmean(sums, over) if over else sums) * (dscale.size / dy.size)
     dx = (dy - mean_dy - centred * (mean_dy_z * inverse)) * (scale * inverse)

@@ -106,7 +106,13 @@ def max_pool_backward(residuals: MaxPoolResiduals, dy: Array, *, window, stride,
 def _won(x: Array, y: Array, g: Geometry) -> list[Array]:
     """For each tap where it sees its window's maximum."""
     padded = jnp.pad(x, ((0, 0), *g.padding, (0, 0)), constant_values=-np.inf)
-    return [wins(tap(padded, place, g), y) & _inside(place, g) for place in g.taps]
+
+    # Not `&`: jax refuses that of a mask and a constant under `shard_map`, `vmap` and a choice at once.
+    def won(place):
+        inside, w = _inside(place, g), wins(tap(padded, place, g), y)
+        return w if inside.all() else jnp.where(inside, w, False)
+
+    return [won(place) for place in g.taps]
 
 
 def _to_first(x: Array, y: Array, dy: Array, g: Geometry, dtype, keep: Callable[..., Array]) -> Array:
