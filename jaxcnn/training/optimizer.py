@@ -37,7 +37,7 @@ def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
         made = optax.chain(optax.clip_by_global_norm(config.clip), made)
     if config.freeze:
         # Around all of it: what is frozen is not decayed, and its gradient does not count for the clipping.
-        parts = {"trained": made, "frozen": optax.set_to_zero()}
+        parts: dict[Any, Any] = {"trained": made, "frozen": optax.set_to_zero()}
         made = optax.partition(parts, lambda params: _labels(params, config.freeze))
     return made if config.average is None else optax.chain(made, average(config.average))
 
