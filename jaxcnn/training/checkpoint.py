@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn.training.names import name_of
 from jaxcnn.training.optimizer import evaluated_params
 from jaxcnn.training.samples import DataError
 from jaxcnn.training.step import TrainState
@@ -69,12 +70,7 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def params_sha256(params: Any) -> str:
     """A digest of all parameters: their names, dtypes, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(params):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+    return _sha256(params).hexdigest()
 
 
 class Damaged(Exception):
@@ -122,17 +118,19 @@ def digest(tree: Any, record: dict[str, Any]) -> str:
 
     A NamedTuple's field and a dict's key of one name are the same, since orbax gives back the one as the other.
     """
-    named = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
-    sha256 = hashlib.sha256()
-    for name in sorted(named):
-        sha256.update(f"{name} {named[name].dtype} {named[name].shape}\n".encode())
-        sha256.update(named[name].tobytes())
+    sha256 = _sha256(tree)
     rest = {name: value for name, value in record.items() if name != "sha256"}
     sha256.update(json.dumps(rest, sort_keys=True).encode())
     return sha256.hexdigest()
+
+
+def _sha256(tree: Any) -> Any:
+    named = [(name_of(path), np.asarray(leaf)) for path, leaf in jax.tree.leaves_with_path(tree)]
+    sha256 = hashlib.sha256()
+    for name, array in sorted(named, key=lambda pair: pair[0]):
+        sha256.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        sha256.update(array.tobytes())
+    return sha256
 
 
 def on_host(tree: Any) -> Any:

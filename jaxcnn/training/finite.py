@@ -12,6 +12,7 @@ import optax
 
 from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule, Static
+from jaxcnn.training.names import name_of
 from jaxcnn.training.step import TrainState
 
 
@@ -39,7 +40,7 @@ def first_nonfinite(
     found: list[str] = []
     params, net_state, key = state.params, state.state, jax.random.fold_in(state.key, state.step)
     for path, leaf in jax.tree.leaves_with_path(params):
-        _note(found, f"the parameter {_name(path)}", leaf)
+        _note(found, f"the parameter {name_of(path)}", leaf)
     _note(found, "the image", images)
     watched = _watched(network, network.name, [], found)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
@@ -55,7 +56,7 @@ def first_nonfinite(
             updates, opt_state = optimizer.update(gradients, state.opt_state, params)
             new = {"opt_state": opt_state, "params": optax.apply_updates(params, updates), "state": new_state}
             for path, leaf in jax.tree.leaves_with_path(new):
-                _note(found, f"the new {_name(path)}", leaf)
+                _note(found, f"the new {name_of(path)}", leaf)
     return found[0] if found else None
 
 
@@ -87,7 +88,7 @@ def _watched(layer: Layer, name: str, around: list[tuple[str, dict]], found: lis
         path, saved = residuals[0].value, residuals[1]
         dparams, dx = made.backward(saved, dy)
         for leaf_path, leaf in jax.tree.leaves_with_path(dparams):
-            _note(found, f"the gradient of {path}/{_name(leaf_path)}", leaf)
+            _note(found, f"the gradient of {path}/{name_of(leaf_path)}", leaf)
         _note(found, f"the gradient of the input of {path}", dx)
         return dparams, dx
 
@@ -103,7 +104,3 @@ def _note(found: list[str], what: str, array: Any) -> None:
     if bad.any():
         place = tuple(map(int, np.argwhere(bad)[0]))
         found.append(f"{what} {list(place) if place else ''}".rstrip() + f" is {values[place]}")
-
-
-def _name(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

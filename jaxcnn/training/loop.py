@@ -24,6 +24,7 @@ from jaxcnn.training.config import Config
 from jaxcnn.training.data import DataSet, enlarged, load_data, require_same_data
 from jaxcnn.training.evaluate import evaluate
 from jaxcnn.training.finite import first_nonfinite
+from jaxcnn.training.names import name_of
 from jaxcnn.training.optimizer import evaluated_params, make_optimizer, require_layers
 from jaxcnn.training.recipes import RECIPES
 from jaxcnn.training.run_folder import NO_SUMS, RunFolder
@@ -305,11 +306,7 @@ def _gradient_check(run: Run, images, labels) -> GradientCheck:
 
     by_hand, by_autodiff = map(jax.tree.leaves_with_path, jax.device_get(by_each(run.state, images, labels)))
     pairs = zip(by_hand, by_autodiff, strict=True)
-    return GradientCheck({_name(path): _relative_difference(hand, auto) for (path, hand), (_, auto) in pairs})
-
-
-def _name(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return GradientCheck({name_of(path): _relative_difference(hand, auto) for (path, hand), (_, auto) in pairs})
 
 
 def _relative_difference(a, b) -> float:

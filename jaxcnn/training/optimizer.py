@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers
 
+from jaxcnn.training.names import name_of
 from jaxcnn.training.samples import DataError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def evaluated_params(params: Any, opt_state: Any) -> Any:
 
 def require_layers(config: Config, params: Any) -> None:
     """Raises DataError unless each name that is to be frozen is one of the parameters', and some are left."""
-    paths = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+    paths = [name_of(path) for path, _ in jax.tree.leaves_with_path(params)]
     for name in config.freeze:
         if not any(_is_in(path, name) for path in paths):
             raise DataError(f"--freeze: got {name!r}, required layers of {config.model}: {', '.join(params)}")
@@ -136,7 +137,7 @@ def _by_name(config: Config, schedule: optax.Schedule) -> optax.GradientTransfor
 
 def _labels(params: Any, freeze: list[str]) -> Any:
     def label(path, _):
-        return "frozen" if any(_is_in(_name(path), name) for name in freeze) else "trained"
+        return "frozen" if any(_is_in(name_of(path), name) for name in freeze) else "trained"
 
     return jax.tree.map_with_path(label, params)
 
@@ -144,10 +145,6 @@ def _labels(params: Any, freeze: list[str]) -> Any:
 def _is_in(path: str, name: str) -> bool:
     """Whether a parameter is the one of that name, or lies in the layer of that name."""
     return f"{path}/".startswith(f"{name}/")
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _decayed(params: Any) -> Any:
