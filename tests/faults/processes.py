@@ -31,8 +31,8 @@ class Result(NamedTuple):
     lines: list[dict[str, Any]]
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "jaxcnn", *map(str, arguments)]
+def start(*arguments: str | Path, program: tuple[str, ...] = ("-m", "jaxcnn")) -> subprocess.Popen[str]:
+    command = [sys.executable, *program, *map(str, arguments)]
     return subprocess.Popen(command, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -41,8 +41,8 @@ def end(process: subprocess.Popen[str]) -> Ended:
     return Ended(process.returncode, out, err)
 
 
-def resume(run: Path) -> Ended:
-    return end(start("train", "--cores", "2", "--resume", run))
+def resume(run: Path, program: tuple[str, ...] = ("-m", "jaxcnn")) -> Ended:
+    return end(start("train", "--cores", "2", "--resume", run, program=program))
 
 
 def result(run: Path) -> Result:
