@@ -16,7 +16,6 @@ from jax import lax
 
 from jaxcnn.rule import Array, Rule
 from jaxcnn.rules.dtypes import require_equal_floats, require_number
-from jaxcnn.rules.platform import by_platform
 from jaxcnn.rules.window import is_whole
 
 
@@ -73,8 +72,6 @@ def batch_norm_forward(
 # that is needed. The means are over the whole batch, here and on the other devices; dγ and dβ are this device's part.
 def batch_norm_backward(residuals: NormalizationResiduals, dy: Array, *, epsilon):
     x, scale, mean, variance = residuals
-    # On a CPU XLA would keep the forward pass's x - mean, as large as x, instead of computing it again.
-    x, dy = by_platform(lambda *arrays: lax.optimization_barrier(arrays), lambda *arrays: arrays, x, dy)
     inverse = lax.rsqrt(variance + epsilon)
     centred, dy = x - mean, dy.astype(mean.dtype)
     dshift, dscale = _by_channel(dy), _by_channel(dy * (centred * inverse))  # in this order nothing large is made
