@@ -3,16 +3,22 @@
 Each comes with the form that does not say it, as a proof that the compiler makes a difference between the two.
 """
 
+import platform
+import resource
+
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
 from conftest import FLOAT32, assert_close
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 import jaxcnn
 from jaxcnn import BatchNorm, Conv2D, Dense, GlobalAvgPool, ReLU, residual, sequential
 from jaxcnn.rules.dense import DenseResiduals
 from jaxcnn.rules.platform import materialised
+from jaxcnn.training.devices import keep_freed_memory
+from jaxcnn.training.memory import IN_ORDER, PIECE, largest
 
 
 def compiled(function, *arguments):
@@ -41,6 +47,68 @@ def test_a_step_over_devices_is_ordered_for_memory(step):
         for lowered in (step.lower(*given), step._inner.lower(*given))
     )
     assert in_order < 0.8 * as_xla_likes
+
+
+def page_faults(jitted, state, *data):
+    """How many pages of memory a step gets from the system, at the least: each thread keeps its own, in time."""
+    counts = []
+    for _ in range(8):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        state, _ = jax.block_until_ready(jitted(state, *data))
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return min(counts)
+
+
+@pytest.fixture
+def no_cache():
+    """No program is kept for other processes, so it may be one of several pieces."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    reset_cache()
+
+
+@pytest.mark.usefixtures("no_cache")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that keeps pieces and not the whole")
+def test_a_step_keeps_its_memory():
+    network, optimizer = small_resnet(), optax.sgd(0.1)
+    step = jaxcnn.train_step(network, jaxcnn.softmax_cross_entropy, optimizer)
+    images, labels = jax.random.normal(jax.random.key(1), (320, 32, 32, 1)), jnp.arange(320) % 10
+
+    def start():
+        return jaxcnn.init_train_state(network, optimizer, 0, (32, 32, 1))
+
+    in_one = jax.jit(step._inner, compiler_options=IN_ORDER)
+    size = in_one.lower(start(), images, labels).compile().memory_analysis().temp_size_in_bytes
+    assert size > 32 * 2**20
+    pages = 2 * size / resource.getpagesize()
+    assert page_faults(in_one, start(), images, labels) > 0.9 * pages
+    keep_freed_memory()
+    assert page_faults(in_one, start(), images, labels) > 0.9 * pages  # that alone is not enough
+    assert page_faults(step, start(), images, labels) < 0.05 * pages
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_an_array_that_is_larger_than_a_piece(capfd):
+    """XLA then writes lines on standard error, so the pieces are larger."""
+    network, optimizer = sequential(Conv2D(64, 3), ReLU(), GlobalAvgPool(), Dense(10)), optax.sgd(0.1)
+    step = jaxcnn.train_step(network, jaxcnn.softmax_cross_entropy, optimizer)
+    state = jaxcnn.init_train_state(network, optimizer, 0, (32, 32, 1))
+    shapes = jax.eval_shape(lambda: (state, jnp.zeros((256, 32, 32, 1)), jnp.zeros(256, int)))
+    assert largest(step.trace(*shapes).jaxpr.jaxpr) >= 4 * 128 * 32 * 32 * 64 > PIECE
+    step.lower(*shapes).compile()
+    assert capfd.readouterr().err == ""
+
+
+def test_programs_that_are_kept_for_other_processes_are_whole():
+    """jax's compilation cache takes no others, and a scan has no use for them."""
+    assert jax.config.jax_compilation_cache_dir
+    network, optimizer = small_resnet(), optax.sgd(0.1)
+    state = jax.eval_shape(lambda: jaxcnn.init_train_state(network, optimizer, 0, (32, 32, 1)))
+    data = jax.ShapeDtypeStruct((320, 32, 32, 1), jnp.float32), jax.ShapeDtypeStruct((320,), jnp.int32)
+    step = jaxcnn.train_step(network, jaxcnn.softmax_cross_entropy, optimizer)
+    step.lower(state, *data).compile()  # warns where it cannot be written
 
 
 def test_a_step_over_devices_inside_a_jitted_function(step):

@@ -20,6 +20,7 @@ from jaxcnn.rule import Rule, equally_varying
 from jaxcnn.rules.platform import by_platform
 from jaxcnn.training.augment import Augmentation
 from jaxcnn.training.devices import TURN, all_devices, must_not_overlap, place, require_one_axis
+from jaxcnn.training.memory import compiler_options
 from jaxcnn.training.metrics import counts_of
 from jaxcnn.training.microbatch import AUTO, automatic, check, parts
 
@@ -108,7 +109,7 @@ def train_step(
     """
     mesh = all_devices() if mesh is None else mesh
     one = _one_step("train_step", network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh)
-    return Step("train_step", one, mesh, (P(mesh.axis_names), P(mesh.axis_names)))
+    return Step("train_step", one, mesh, (P(mesh.axis_names), P(mesh.axis_names)), in_pieces=True)
 
 
 def train_steps(
@@ -148,7 +149,7 @@ def train_steps(
 
         return lax.scan(step, state, indices)
 
-    return Step("train_steps", many, mesh, (P(), P(), P(None, mesh.axis_names)))
+    return Step("train_steps", many, mesh, (P(), P(), P(None, mesh.axis_names)), in_pieces=False)
 
 
 def shuffled(samples: int, batch: int, *, seed: int, epoch: int) -> jax.Array:
@@ -172,26 +173,20 @@ def _batches(key: jax.Array, samples: int, batch: int) -> jax.Array:
     return jax.random.permutation(key, samples)[: samples // batch * batch].reshape(-1, batch)
 
 
-# For a CPU XLA orders a program so that operations may run side by side. With one device a core they do not, and what
-# they keep meanwhile is memory: for 16 images in ResNet-20 64 MiB, in this order 37.
-IN_ORDER = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-
-
 class Step:
     """A jitted step over a mesh: (state, *data) -> (state, metrics).
 
-    `lower` and `trace` are those of the jitted function; `jax.export.export` takes a Step as well.
+    `lower`, `trace` and `eval_shape` are those of the jitted function; `jax.export.export` takes a Step as well.
     """
 
-    def __init__(self, name: str, function: Callable[..., Any], mesh: Mesh, specs: tuple[P, ...]):
+    def __init__(self, name: str, function: Callable[..., Any], mesh: Mesh, specs: tuple[P, ...], *, in_pieces: bool):
         if mesh.size > 1:
             function = jax.shard_map(function, mesh=mesh, in_specs=(P(), *specs), out_specs=P())
         self.name, self.mesh, self.specs = name, mesh, specs
         self._is_default = mesh.size == 1 and isinstance(mesh, Mesh) and mesh.devices.flat[0] == jax.devices()[0]
+        self._function, self._in_pieces = function, in_pieces
         self._inner = jax.jit(function)  # jax takes options for the compiler at the top level alone
-        options = IN_ORDER if mesh.size > 1 else None
-        self.jitted = jax.jit(function, donate_argnums=0, compiler_options=options)
-        self.lower, self.trace, self.eval_shape = self.jitted.lower, self.jitted.trace, self.jitted.eval_shape
+        self._jitted: dict[Any, Any] = {}  # for each shape of the data, which decides about the options
 
     def __call__(self, state: TrainState, *data: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         self._require_fresh(state)
@@ -200,13 +195,32 @@ class Step:
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, data))):
             return self._inner(state, *data)
         if self._is_default:
-            return self.jitted(state, *data)
+            return self.jitted(state, *data)(state, *data)
         data = tuple(place(d, self.mesh, spec) for d, spec in zip(data, self.specs, strict=True))
         state = place(state, self.mesh, P())
+        jitted = self.jitted(state, *data)
         if not must_not_overlap(self.mesh):
-            return self.jitted(state, *data)
+            return jitted(state, *data)
         with TURN:
-            return jax.block_until_ready(self.jitted(*jax.block_until_ready((state, *data))))
+            return jax.block_until_ready(jitted(*jax.block_until_ready((state, *data))))
+
+    def jitted(self, state: Any, *data: Any) -> Any:
+        """The jitted function for a state and data of these shapes and dtypes, arrays or `jax.ShapeDtypeStruct`."""
+        shapes = tuple((array.shape, array.dtype) for array in data)
+        if shapes not in self._jitted:
+            program = self._inner.trace(state, *data).jaxpr.jaxpr  # which jax keeps for what is jitted now
+            options = compiler_options(program, self.mesh, in_pieces=self._in_pieces)
+            self._jitted[shapes] = jax.jit(self._function, donate_argnums=0, compiler_options=options)
+        return self._jitted[shapes]
+
+    def trace(self, state: Any, *data: Any) -> Any:
+        return self.jitted(state, *data).trace(state, *data)
+
+    def lower(self, state: Any, *data: Any) -> Any:
+        return self.jitted(state, *data).lower(state, *data)
+
+    def eval_shape(self, state: Any, *data: Any) -> Any:
+        return self._inner.eval_shape(state, *data)
 
     def _require_fresh(self, state: Any) -> None:
         if not isinstance(state, TrainState):
