@@ -423,7 +423,6 @@ REFUSED = {
     "large batch": ({"batch_size": 1438}, "--batch-size: got 1438, required at most the 1437 training images"),
     "microbatch": ({"microbatch": "all"}, "--microbatch: got all, required auto or a number of images, at least 1"),
     "no microbatch": ({"microbatch": 0}, "--microbatch: got 0, required auto or a number of images, at least 1"),
-    "microbatch left over": ({"microbatch": 3}, "--microbatch: got 3, required a divisor of each device's 16 images"),
     "odd batch": ({"batch_size": 33}, "--batch-size: got 33, required a multiple of the 2 devices; give another, or"),
     "augmentation": (
         {"augment": "crop"},

@@ -90,7 +90,7 @@ def test_first_update_is_autodiffs_gradient_of_the_whole_batch():
         assert int(metrics["invalid_labels"]) == 0
 
 
-@pytest.mark.parametrize("options", [{"microbatch": 2}, {"microbatch": 8}, {"microbatch": 999}])
+@pytest.mark.parametrize("options", [{"microbatch": 2}, {"microbatch": 3}, {"microbatch": 999}])
 def test_microbatches_and_devices_do_not_change_the_gradient(options):
     whole, losses = trained(mesh=mesh_of(1))
     for devices in (1, 2):
@@ -301,9 +301,6 @@ def test_step_refuses_batches_that_do_not_divide():
     run = jaxcnn.train_steps(NETWORK, LOSS, OPTIMIZER, mesh=mesh_of(2))
     with pytest.raises(ValueError, match=r"train_steps: a batch of 15 does not divide by 2 devices"):
         run(new_state(), images, labels, jnp.zeros((3, 15), int))
-    step = jaxcnn.train_step(NETWORK, LOSS, OPTIMIZER, mesh=mesh_of(1), microbatch=5)
-    with pytest.raises(ValueError, match=r"train_step: a device's 16 images do not divide into micro-batches of 5"):
-        step(new_state(), images[:16], labels[:16])
     with pytest.raises(TypeError, match=r"train_step: takes a state and 2 arrays, got 1 arrays"):
         step(new_state(), images[:16])
 

@@ -94,9 +94,6 @@ def prepare(config: Config) -> Run:
             f"--batch-size: got {config.batch_size}, required a multiple of the {jax.device_count()} devices; "
             "give another, or --cores 1"
         )
-    share = config.batch_size // jax.device_count()
-    if isinstance(config.microbatch, int) and config.microbatch < share and share % config.microbatch:
-        raise DataError(f"--microbatch: got {config.microbatch}, required a divisor of each device's {share} images")
     steps_an_epoch = samples // config.batch_size
     network = RECIPES[config.model].network(data.classes)
     data = enlarged(data, RECIPES[config.model].size)

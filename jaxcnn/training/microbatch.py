@@ -1,4 +1,4 @@
-"""How many images pass through the network at a time."""
+"""How many images pass through the network at a time, and the sum over all parts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 from jaxcnn.layers import Layer
+from jaxcnn.rule import equally_varying
 from jaxcnn.rules.window import is_whole
 
 AUTO = "auto"
@@ -25,26 +28,42 @@ def check(function: str, microbatch: Any) -> None:
         raise ValueError(f"{function}: microbatch must be at least 1, got {microbatch}")
 
 
-def parts(function: str, batch: int, microbatch: int | None) -> int:
-    """How many micro-batches a device's images make. Raises ValueError where they do not divide."""
-    if microbatch is None or microbatch >= batch:
-        return 1
-    if batch % microbatch:
-        raise ValueError(f"{function}: a device's {batch} images do not divide into micro-batches of {microbatch}")
-    return batch // microbatch
-
-
 def automatic(network: Layer, params: Any, state: Any, images: Any, key: Any) -> int:
-    """The largest part of a device's images whose residuals stay in the cache, a divisor of their number.
+    """How many of a device's images pass at a time so that their residuals stay in the cache.
 
-    All of them where a layer looks at samples together, or does not say that it does not.
+    As many as that allows, or so few less, down to half, that the parts are equal. All images where a layer looks at
+    samples together, or does not say that it does not.
     """
     batch = images.shape[0]
     if not independent(network) or batch <= FEW:
         return batch
     one, two = (_saved_bytes(network, params, state, images, key, samples) for samples in (1, 2))
-    divisors = [d for d in range(FEW, batch + 1) if batch % d == 0]
-    return max([d for d in divisors if d * (two - one) <= SAVED], default=min(divisors))
+    most = min(batch, max(FEW, SAVED // max(two - one, 1)))
+    equal = [size for size in range(max(FEW, most // 2), most + 1) if batch % size == 0]
+    return max(equal, default=most)
+
+
+def sum_over_parts(part, size, net_state, images, labels, key):
+    """`part` for each micro-batch in turn: the memory of one, the sum of all.
+
+    All pass in a scan; where the images do not divide into parts of this size, a smaller one passes before it.
+    """
+    count, rest = divmod(images.shape[0], size)
+
+    def add(carry, item):
+        net_state, sums = carry
+        i, images, labels = item
+        net_state, more = part(net_state, images, labels, jax.random.fold_in(key, i))
+        return (net_state, jax.tree.map(jnp.add, sums, more)), None
+
+    shapes = jax.eval_shape(part, net_state, images[:size], labels[:size], key)[1]
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zeros, _ = equally_varying((zeros, images))
+    carry = net_state, zeros
+    if rest:  # first: the scan needs its sums, so that XLA does not keep the memory of both at once
+        carry, _ = add(carry, (count, images[:rest], labels[:rest]))
+    cut = [a[rest:].reshape(count, size, *a.shape[1:]) for a in (images, labels)]
+    return lax.scan(add, carry, (jnp.arange(count), *cut))[0]
 
 
 def independent(layer: Layer) -> bool:

@@ -22,7 +22,7 @@ from jaxcnn.training.augment import Augmentation
 from jaxcnn.training.devices import TURN, all_devices, must_not_overlap, place, require_one_axis
 from jaxcnn.training.memory import compiler_options
 from jaxcnn.training.metrics import counts_of
-from jaxcnn.training.microbatch import AUTO, automatic, check, parts
+from jaxcnn.training.microbatch import AUTO, automatic, check, sum_over_parts
 
 
 class TrainState(NamedTuple):
@@ -75,11 +75,13 @@ def train_step(
       optimizer: any optax GradientTransformation.
       backward: "manual", the hand-written passes and no autodiff anywhere; or "autodiff", `jax.value_and_grad` through
         the same plain forward passes, the reference run.
-      microbatch: how many images (of one device) pass through the network at a time; the gradient is their mean. The
-        whole batch when None, or when it is smaller. "auto": on a CPU as many as stay in its cache between the two
-        passes, elsewhere the whole batch; that too where a layer looks at samples together. Batch normalisation takes
-        the statistics of what passes together: of the whole batch, on all devices, when None or "auto"; else of the
-        devices' micro-batches of one turn. Random layers draw anew for each micro-batch.
+      microbatch: how many images (of one device) pass through the network at a time; where they do not divide, those
+        left over pass first. The gradient is the mean over all images. The whole batch when None, or when it is
+        smaller. "auto": on a CPU about as many as stay in its cache between the two passes, elsewhere the whole batch;
+        that too where a layer looks at samples together. Batch normalisation takes the statistics of what passes
+        together: of the whole batch, on all devices, when None or "auto"; else of the devices' micro-batches of one
+        turn, the smaller one's by themselves too, and each turn moves the running statistics by as much. Random layers
+        draw anew for each micro-batch.
       augment: a function (key, images) -> images of the same shape and dtype, as those of `jaxcnn.augment`; each
         device's images of a step pass through it before the network, with a key of their own. None: as they are.
       skip_nonfinite: how many steps may have NaN or infinity in their loss, gradient or new state: they are left out
@@ -97,7 +99,7 @@ def train_step(
 
     Raises:
       ValueError: an unknown `backward`; a mesh of more than one axis; when called: a batch that does not divide by the
-      devices or into the micro-batches, and whatever the network and the loss refuse.
+      devices, and whatever the network and the loss refuse.
 
     >>> import jaxcnn
     >>> network, optimizer = jaxcnn.models.source(), optax.sgd(0.1)
@@ -263,28 +265,28 @@ def _one_step(name, network, loss, optimizer, backward, microbatch, augment, ski
             images = _augmented(name, augment, own, images)
         params, net_state, images, labels = equally_varying((state.params, state.state, images, labels))
 
-        def in_parts(microbatch):
-            count = parts(name, images.shape[0], microbatch)
-            # Each part of the batch, a micro-batch of a device, counts 1/parts: all that follows are plain sums.
-            share = 1 / (count * mesh.size)
+        samples = images.shape[0]
 
+        def in_parts(size):
             def whole(params, net_state, images, labels, key):
                 def part(net_state, images, labels, key):
+                    # A part of the batch counts by its number of images: all that follows are plain sums.
+                    share = images.shape[0] / max(1, samples * mesh.size)  # the loss refuses 0 images
                     return gradient(network, loss, share, params, net_state, images, labels, key)
 
-                if count == 1:
+                if size >= samples:
                     return part(net_state, images, labels, key)
-                return _sum_over_parts(part, count, net_state, images, labels, key)
+                return sum_over_parts(part, size, net_state, images, labels, key)
 
             return whole
 
         given = params, net_state, images, labels, key
         if microbatch != AUTO:
-            net_state, sums = in_parts(microbatch)(*given)
-        elif (size := automatic(network, params, net_state, images, key)) == images.shape[0]:
-            net_state, sums = in_parts(None)(*given)
+            net_state, sums = in_parts(microbatch or samples)(*given)
+        elif (size := automatic(network, params, net_state, images, key)) == samples:
+            net_state, sums = in_parts(samples)(*given)
         else:
-            net_state, sums = by_platform(in_parts(size), in_parts(None), *given)
+            net_state, sums = by_platform(in_parts(size), in_parts(samples), *given)
         if axis is not None:
             sums = _sum_over_devices(sums, axis)
             net_state = jax.tree.map(lambda leaf: _agreed(leaf, axis), net_state)
@@ -346,22 +348,6 @@ def _agreed(leaf, axis):
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(lax.pmax(jax.random.key_data(leaf), axis), impl=jax.random.key_impl(leaf))
     return lax.pmean(leaf, axis) if jnp.issubdtype(leaf.dtype, jnp.inexact) else lax.pmax(leaf, axis)
-
-
-def _sum_over_parts(part, count, net_state, images, labels, key):
-    """`part` for each micro-batch in turn, one after the other in a scan: the memory of one, the sum of all."""
-    cut = [a.reshape(count, a.shape[0] // count, *a.shape[1:]) for a in (images, labels)]
-
-    def add(carry, item):
-        net_state, sums = carry
-        i, images, labels = item
-        net_state, more = part(net_state, images, labels, jax.random.fold_in(key, i))
-        return (net_state, jax.tree.map(jnp.add, sums, more)), None
-
-    shapes = jax.eval_shape(part, net_state, cut[0][0], cut[1][0], key)[1]
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    zeros, _ = equally_varying((zeros, images))
-    return lax.scan(add, (net_state, zeros), (jnp.arange(count), *cut))[0]
 
 
 def gradient_by_hand(network, loss, share, params, net_state, images, labels, key):
