@@ -136,7 +136,7 @@ def test_other_data_is_not_resumed_on(run, whole, tmp_path):
 
 def test_augmentation_is_the_datas_unless_another_is_given(rng, tmp_path):
     folder = str(write(tmp_path, arrays(rng)))
-    digits, files = Config(batch_size=2), Config(data="fashion-mnist", data_dir=folder, batch_size=2)
+    digits, files = Config(batch_size=2), Config(data="fashion-mnist", data_dir=folder, batch_size=2, validation=0.0)
     for config, augment in (
         (digits, "none"),
         (files, "crop=2,flip"),
@@ -153,7 +153,7 @@ def test_black_is_put_around_the_training_images(rng, tmp_path):
     files = arrays(rng) | {
         name: np.stack([a, 255 - a // 2, a // 3], -1) for name, a in arrays(rng).items() if a.ndim == 3
     }
-    run = loop.prepare(Config(data=str(write(tmp_path, files)), batch_size=2, augment="crop=5"))
+    run = loop.prepare(Config(data=str(write(tmp_path, files)), batch_size=2, augment="crop=5", validation=0.0))
     augment = loop._augmentation(run.config, run.data)
     assert augment is not None
     pixels = np.asarray(augment(jax.random.key(0), run.data.train.images)) * run.data.deviation + run.data.mean
@@ -379,7 +379,7 @@ def test_a_network_for_large_images_gets_the_digits_scaled_up():
 
 def test_defaults_belong_to_the_data():
     assert (Config().complete().epochs, Config(data="folder").complete().epochs) == (40, 5)
-    given = Config(epochs=1, learning_rate=1.0, weight_decay=0.0, warmup=0.1)
+    given = Config(epochs=1, learning_rate=1.0, weight_decay=0.0, warmup=0.1, validation=0.2)
     assert given.complete() == given
     assert Config().complete().complete() == Config().complete()
 

@@ -16,7 +16,7 @@ from jaxcnn.training.step import BACKWARD
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One run: with the data, everything that its result depends on. Epochs and rates as None are those of the
-    model's recipe, the augmentation is that of the data."""
+    model's recipe, the augmentation and the validation part are those of the data."""
 
     data: str = DIGITS
     data_dir: str | None = None
@@ -34,7 +34,7 @@ class Config:
     average: float | None = None
     freeze: list[str] = dataclasses.field(default_factory=list)
     seed: int = 0
-    validation: float = 0.0
+    validation: float | None = None
     augment: str | None = None
     classes: int = 10
     microbatch: int | str = AUTO
@@ -48,6 +48,7 @@ class Config:
         epochs, rate, decay = recipe.digits if self.data == DIGITS else recipe.other
         decay = 0.0 if self.optimizer == "adam" else decay
         momentum = 0.9 if self.optimizer == "sgd" else None
+        validation = 0.0 if self.data == DIGITS else 0.1
         warmup = 0.3 if self.schedule == "one-cycle" else 0.0
         full = dataclasses.replace(
             self,
@@ -56,6 +57,7 @@ class Config:
             weight_decay=decay if self.weight_decay is None else self.weight_decay,
             momentum=momentum if self.momentum is None else self.momentum,
             warmup=warmup if self.warmup is None else self.warmup,
+            validation=validation if self.validation is None else self.validation,
         )
         for name, known in (("backward", BACKWARD), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             if getattr(full, name) not in known:
