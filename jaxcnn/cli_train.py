@@ -82,6 +82,8 @@ class Train:
     """CPU cores to use (all, or as many as divide the batch); each becomes a device with its share of the batch."""
     microbatch: Annotated[str, tyro.conf.arg(metavar="auto|INT")] = "auto"
     """Images of one core that pass through the network at a time; auto: as many as stay in its cache."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the network's two passes are computed in; parameters, loss and updates are float32."""
     skip_nonfinite: int = 0
     """Steps of the whole run to leave out if their loss or gradient is NaN or infinite; one more ends the run."""
     out: Annotated[Path | None, _FOLDER] = None

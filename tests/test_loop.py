@@ -16,7 +16,7 @@ from test_data import TRAIN, arrays, write
 import jaxcnn
 from jaxcnn.cli import Train
 from jaxcnn.training import loop
-from jaxcnn.training.config import Config
+from jaxcnn.training.config import PRECISIONS, Config
 from jaxcnn.training.data import Samples
 from jaxcnn.training.loop import Diverged, EpochEnd, GradientCheck, Interrupted, Progress, Warned
 from jaxcnn.training.optimizer import OPTIMIZERS, SCHEDULES
@@ -86,10 +86,11 @@ def test_augmentation_goes_on_where_it_was_stopped(run, whole, tmp_path):
     [
         {"optimizer": "sgd", "momentum": 0.8, "learning_rate": 0.05, "warmup": 0.4},
         {"optimizer": "muon", "schedule": "one-cycle", "clip": 0.5, "freeze": ["conv2d", "dense_1/bias"]},
+        {"precision": "bfloat16"},
     ],
-    ids=["sgd", "muon"],
+    ids=["sgd", "muon", "bfloat16"],
 )
-def test_optimizers_go_on_where_they_were_stopped(run, whole, tmp_path, changes):
+def test_they_go_on_where_they_were_stopped(run, whole, tmp_path, changes):
     changed = loop.prepare(dataclasses.replace(SMALL, **changes))
     train(changed, tmp_path / "whole")
     with pytest.raises(Interrupted):
@@ -366,9 +367,10 @@ def test_the_command_line_names_every_recipe():
     assert {name: recipe.network(3).name for name, recipe in RECIPES.items()} == {name: name for name in RECIPES}
 
 
-def test_the_command_line_names_every_optimizer_and_schedule():
+def test_the_command_line_names_every_optimizer_schedule_and_precision():
     hints = get_type_hints(Train)
     assert (get_args(hints["optimizer"]), get_args(hints["schedule"])) == (OPTIMIZERS, SCHEDULES)
+    assert get_args(hints["precision"]) == PRECISIONS
 
 
 def test_a_network_for_large_images_gets_the_digits_scaled_up():
@@ -397,6 +399,7 @@ REFUSED = {
     "steps to skip": ({"skip_nonfinite": -1}, "--skip-nonfinite: got -1, required at least 0"),
     "optimizer": ({"optimizer": "lion"}, "--optimizer: got 'lion', required one of adamw, adam, sgd, muon"),
     "schedule": ({"schedule": "step"}, "--schedule: got 'step', required one of cosine, constant, one-cycle"),
+    "precision": ({"precision": "float16"}, "--precision: got 'float16', required one of float32, bfloat16"),
     "momentum": (
         {"momentum": 0.9},
         "--momentum: got 0.9, but it belongs to sgd, and --optimizer is adamw",

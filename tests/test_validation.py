@@ -125,14 +125,15 @@ def test_running_statistics_of_the_chosen_epoch(tmp_path, monkeypatch):
     batch_norm = jaxcnn.sequential(jaxcnn.Conv2D(4, 3), jaxcnn.BatchNorm(), jaxcnn.Flatten(), jaxcnn.Dense(10))
     recipe = loop.RECIPES["source"]._replace(network=lambda classes: batch_norm)
     monkeypatch.setitem(loop.RECIPES, "source", recipe)
-    run = loop.prepare(dataclasses.replace(WORSE, epochs=2))
-    first = loop.prepare(dataclasses.replace(WORSE, epochs=1))
-    train(first, tmp_path / "first")
+    first, run = (loop.prepare(dataclasses.replace(WORSE, epochs=epochs)) for epochs in (1, 2))
+    wanted = train(first, tmp_path / "first")[-1].metrics
     monkeypatch.setattr(loop, "best", lambda lines: lines[0])
-    train(run, tmp_path / "whole")
-    got, wanted = (jax.tree.leaves(jaxcnn.load(tmp_path / name)) for name in ("whole", "first"))
-    assert [a.tobytes() for a in got] == [a.tobytes() for a in wanted]
+    end = train(run, tmp_path / "whole")[-1].metrics
+    then = RunFolder(tmp_path / "first").newest(first.state, loop.initially_chosen(first)).state
+    got, kept = (jax.tree.leaves(tree) for tree in (jaxcnn.load(tmp_path / "whole"), (then.params, then.state)))
+    assert [a.tobytes() for a in got] == [np.asarray(a).tobytes() for a in kept]
     assert len(got) == 4 + 2 + 2  # of two layers, scale and bias, mean and variance
+    assert (end["test_loss"], end["test_accuracy"]) == (wanted["test_loss"], wanted["test_accuracy"])
 
 
 def test_a_run_that_diverges_keeps_its_best(run, tmp_path):

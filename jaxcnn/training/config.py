@@ -13,6 +13,9 @@ from jaxcnn.training.samples import DataError
 from jaxcnn.training.step import BACKWARD
 
 
+PRECISIONS = ("float32", "bfloat16")
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One run: with the data, everything that its result depends on. Epochs and rates as None are those of the
@@ -38,6 +41,7 @@ class Config:
     augment: str | None = None
     classes: int = 10
     microbatch: int | str = AUTO
+    precision: str = "float32"
     skip_nonfinite: int = 0
 
     def complete(self) -> Config:
@@ -59,7 +63,12 @@ class Config:
             warmup=warmup if self.warmup is None else self.warmup,
             validation=validation if self.validation is None else self.validation,
         )
-        for name, known in (("backward", BACKWARD), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        for name, known in (
+            ("backward", BACKWARD),
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("precision", PRECISIONS),
+        ):
             if getattr(full, name) not in known:
                 raise DataError(f"--{name}: got {getattr(full, name)!r}, required one of {', '.join(known)}")
         for name, least in (

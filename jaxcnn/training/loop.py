@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcnn.layers import Layer
+from jaxcnn.layers import Layer, with_dtypes
 from jaxcnn.rules.loss import softmax_cross_entropy
 from jaxcnn.training.augment import Augmentation, from_text
 from jaxcnn.training.checkpoint import on_host, params_sha256
@@ -100,6 +100,8 @@ def prepare(config: Config) -> Run:
         raise DataError(f"--microbatch: got {config.microbatch}, required a divisor of each device's {share} images")
     steps_an_epoch = samples // config.batch_size
     network = RECIPES[config.model].network(data.classes)
+    if config.precision != "float32":  # parameters, running statistics, the loss and what follows it stay in float32
+        network = with_dtypes(network, computation=config.precision, output="float32")
     data = enlarged(data, RECIPES[config.model].size)
     optimizer = make_optimizer(config, config.epochs * steps_an_epoch)
     size = data.train.images.shape[1:]
