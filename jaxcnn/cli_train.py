@@ -70,8 +70,9 @@ class Train:
     dense_1/bias."""
     seed: int = 0
     """Of the split, the initial parameters and the order of the images."""
-    validation: float = 0.0
-    """Fraction of the training images to set aside and report on after each epoch."""
+    validation: Annotated[float | None, _NUMBER] = None
+    """Fraction of the training images that is set aside, and on which the epoch is chosen (0.1; for digits 0: the last
+    epoch)."""
     augment: Annotated[str | None, tyro.conf.arg(metavar="none|crop=INT,flip,cutout=INT", help_behavior_hint="")] = None
     """Random changes of the training images, in this order: cut out of the image padded by INT pixels, mirrored left
     to right, a square of INT pixels hidden (crop=2,flip for fashion-mnist; crop=4,flip for CIFAR-10; else none)."""
@@ -81,6 +82,8 @@ class Train:
     """CPU cores to use (all, or as many as divide the batch); each becomes a device with its share of the batch."""
     microbatch: Annotated[str, tyro.conf.arg(metavar="auto|INT")] = "auto"
     """Images of one core that pass through the network at a time; auto: as many as stay in its cache."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the network's two passes are computed in; parameters, loss and updates are float32."""
     skip_nonfinite: int = 0
     """Steps of the whole run to leave out if their loss or gradient is NaN or infinite; one more ends the run."""
     out: Annotated[Path | None, _FOLDER] = None
@@ -241,6 +244,9 @@ def _close(run: Run, last: dict[str, Any], console: Console) -> None:
     (images, labels), (test_images, test_labels) = run.data.train, run.data.test
     neighbour = KNeighborsClassifier(1, algorithm="brute").fit(images.reshape(len(images), -1), labels)
     nearest = neighbour.score(test_images.reshape(len(test_images), -1), test_labels)
+    if "chosen_epoch" in last:
+        kept = f"epoch {last['chosen_epoch']}, of the highest validation accuracy, is the one that is kept and tested"
+        console.print(kept)
     table = Table(title=f"{len(test_labels):,} test images")
     table.add_column("")
     table.add_column("accuracy", justify="right")

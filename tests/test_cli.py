@@ -94,7 +94,7 @@ def test_train_writes_the_run_folder(whole):
     lines = lines_of(folder)
     every = ["step", "epoch", "train_loss", "images_per_second", "seconds", "validation_loss", "validation_accuracy"]
     assert [list(line) for line in lines[:-1]] == [every] * (EPOCHS - 1)
-    assert list(lines[-1]) == [*every, "test_loss", "test_accuracy", "params_sha256"]
+    assert list(lines[-1]) == [*every, "chosen_epoch", "test_loss", "test_accuracy", "params_sha256"]
     assert [(line["step"], line["epoch"]) for line in lines] == [(40 * e, e) for e in range(1, EPOCHS + 1)]
     assert lines[-1]["train_loss"] < 0.1 < 1 < lines[0]["train_loss"]
     assert lines[-1]["test_accuracy"] > 0.95
@@ -111,7 +111,9 @@ def test_train_says_what_it_does(whole):
     assert max(map(float, differences.values())) < 1e-5
     epoch = rf"epoch +20  train loss {last['train_loss']:.4f}  validation accuracy [\d.]+%  [\d,]+ images/s"
     assert re.search(epoch, out)
+    chosen = f"epoch {last['chosen_epoch']}, of the highest validation accuracy, is the one that is kept and tested"
     accuracy = last["test_accuracy"]
+    assert f"\n{chosen}\n" in out
     assert re.search(rf"360 test images\n(.*\n)+│ source +│ +{accuracy:.2%} │ +{round(360 * (1 - accuracy))} │", out)
     neighbour = re.search(r"│ 1-nearest-neighbour +│ +([\d.]+)% │ +(\d+) │", out)
     assert neighbour is not None
@@ -171,7 +173,7 @@ def test_a_folder_of_idx_files(rng, tmp_path):
     ended = end(start("train", *options, cwd=here))
     assert (ended.status, ended.err) == (0, "")
     assert "/bars: " in ended.out
-    assert ", 60 training images, 5 epochs of 4 steps, batch 15, backward autodiff\n" in ended.out
+    assert ", 54 training images, 5 epochs of 3 steps, batch 15, backward autodiff\n" in ended.out  # 6 are set aside
     assert "30 test images" in ended.out
     (run,) = (here / "runs").iterdir()
     assert run.name.startswith("bars-source-seed0-")
@@ -181,7 +183,7 @@ def test_a_folder_of_idx_files(rng, tmp_path):
     assert 15 % len(config["devices"]) == 0
     lines = lines_of(run)
     assert len(lines) == 5
-    assert "validation_loss" not in lines[0]
+    assert "validation_loss" in lines[0]
     assert lines[-1]["test_accuracy"] > 0.9
 
 
@@ -319,7 +321,7 @@ BAD_DATA = {
 def test_bad_data(place, rng, tmp_path, change, says):
     files = arrays(rng)
     write(tmp_path / "data", files | change(files))
-    place("train --data data --out run", says)
+    place("train --data data --out run --validation 0", says)
 
 
 def test_resume_refuses_other_data(rng, tmp_path, monkeypatch, capfd):
@@ -329,7 +331,7 @@ def test_resume_refuses_other_data(rng, tmp_path, monkeypatch, capfd):
     names = dict(zip((TRAIN, TRAIN_LABELS, TEST, TEST_LABELS), ("x_train", "y_train", "x_test", "y_test"), strict=True))
     given = {names[name]: array for name, array in arrays(rng).items()}
     np.savez(tmp_path / "data.npz", **given)
-    options = "train --data data.npz --batch-size 4 --epochs 2 --augment flip,crop=1 --out run"
+    options = "train --data data.npz --batch-size 4 --epochs 2 --augment flip,crop=1 --validation 0 --out run"
     assert cli.main(options.split()) == 0
     before = lines_of(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "10")  # of the last epoch: there is something to be done

@@ -186,8 +186,8 @@ REFUSED = {
     "all for validation": ({"validation": 1.0}, "validation: got 1.0, required a fraction from 0 to less than 1"),
     "less than none": ({"validation": -0.1}, "validation: got -0.1, required a fraction from 0 to less than 1"),
     "NaN for validation": ({"validation": float("nan")}, "validation: got nan, required a fraction"),
-    "too few for validation": ({"validation": 0.001}, "cannot set aside a fraction of 0.001: "),
-    "too few for training": ({"validation": 0.999}, "cannot set aside a fraction of 0.999: "),
+    "too few for validation": ({"validation": 0.001}, "--validation: got 0.001, but The "),
+    "too few for training": ({"validation": 0.999}, "--validation: got 0.999, but The "),
     "other classes": ({"classes": 5}, "--classes: got 5, digits has 10; it is for folders of idx files and .npz files"),
 }
 

@@ -6,10 +6,15 @@ import numpy as np
 import optax
 import pytest
 from conftest import EXACT, assert_close
+from test_loop import train
 
 import jaxcnn
 from jaxcnn import BatchNorm, Conv2D, Dense, Flatten, ReLU, residual, sequential, with_dtypes
+from jaxcnn.training import loop
+from jaxcnn.training.config import Config
+from jaxcnn.training.step import BACKWARD
 
+BFLOAT16 = 3e-2  # epsilon 8e-3, through the layers of a network
 KEY = jax.random.key(0)
 NETWORK = sequential(Conv2D(4, 3), BatchNorm(), ReLU(), residual(Conv2D(4, 3)), Flatten(), Dense(3))
 
@@ -115,3 +120,35 @@ def test_training_from_images_of_another_dtype(rng):
 def test_errors(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_gradients_of_the_command_lines_bfloat16(rng):
+    """By hand they are autodiff's of the same forward pass, up to bfloat16's rounding; the rest is float32."""
+    run = loop.prepare(Config(precision="bfloat16", batch_size=64))
+    exact = loop.prepare(Config(batch_size=64))
+    batch = (run.data.train.images[:64], run.data.train.labels[:64])
+
+    def by(run, name):
+        given = (run.state.params, run.state.state, *batch, run.state.key)
+        return jax.jit(lambda *given: BACKWARD[name](run.network, jaxcnn.softmax_cross_entropy, 1.0, *given)[1])(*given)
+
+    (hand, metrics), (auto, _), (wanted, _) = by(run, "manual"), by(run, "autodiff"), by(exact, "manual")
+    assert dtypes(run.state.params) == dtypes(hand) == dtypes((metrics["loss"], metrics["accuracy"])) == {"float32"}
+    assert_close(hand, auto, BFLOAT16)
+    assert_close(hand, wanted, 0.1)  # rounded otherwise, some units are on the other side of 0, some maxima elsewhere
+    differences = jax.tree.map(lambda a, b: float(abs(a - b).max() / abs(b).max()), hand, wanted)
+    assert min(jax.tree.leaves(differences)) > 1e-4  # float32 has 1e-7: it is computed in bfloat16 indeed
+
+
+def test_a_run_in_bfloat16_learns_as_one_in_float32_does(tmp_path):
+    """To the digits' last figures they cannot agree; what is kept and what is tested is float32."""
+    narrow, wide = (
+        train(loop.prepare(Config(epochs=4, precision=precision)), tmp_path / precision)[-1].metrics
+        for precision in ("bfloat16", "float32")
+    )
+    for name in ("train_loss", "test_loss"):
+        assert narrow[name] == pytest.approx(wide[name], rel=0.1)
+        assert narrow[name] != wide[name]
+    assert abs(narrow["test_accuracy"] - wide["test_accuracy"]) < 0.02
+    params, _ = jaxcnn.load(tmp_path / "bfloat16")
+    assert dtypes(params) == {"float32"}

@@ -16,7 +16,7 @@ from test_data import TRAIN, arrays, write
 import jaxcnn
 from jaxcnn.cli import Train
 from jaxcnn.training import loop
-from jaxcnn.training.config import Config
+from jaxcnn.training.config import PRECISIONS, Config
 from jaxcnn.training.data import Samples
 from jaxcnn.training.loop import Diverged, EpochEnd, GradientCheck, Interrupted, Progress, Warned
 from jaxcnn.training.optimizer import OPTIMIZERS, SCHEDULES
@@ -86,10 +86,11 @@ def test_augmentation_goes_on_where_it_was_stopped(run, whole, tmp_path):
     [
         {"optimizer": "sgd", "momentum": 0.8, "learning_rate": 0.05, "warmup": 0.4},
         {"optimizer": "muon", "schedule": "one-cycle", "clip": 0.5, "freeze": ["conv2d", "dense_1/bias"]},
+        {"precision": "bfloat16"},
     ],
-    ids=["sgd", "muon"],
+    ids=["sgd", "muon", "bfloat16"],
 )
-def test_optimizers_go_on_where_they_were_stopped(run, whole, tmp_path, changes):
+def test_they_go_on_where_they_were_stopped(run, whole, tmp_path, changes):
     changed = loop.prepare(dataclasses.replace(SMALL, **changes))
     train(changed, tmp_path / "whole")
     with pytest.raises(Interrupted):
@@ -136,7 +137,7 @@ def test_other_data_is_not_resumed_on(run, whole, tmp_path):
 
 def test_augmentation_is_the_datas_unless_another_is_given(rng, tmp_path):
     folder = str(write(tmp_path, arrays(rng)))
-    digits, files = Config(batch_size=2), Config(data="fashion-mnist", data_dir=folder, batch_size=2)
+    digits, files = Config(batch_size=2), Config(data="fashion-mnist", data_dir=folder, batch_size=2, validation=0.0)
     for config, augment in (
         (digits, "none"),
         (files, "crop=2,flip"),
@@ -153,7 +154,7 @@ def test_black_is_put_around_the_training_images(rng, tmp_path):
     files = arrays(rng) | {
         name: np.stack([a, 255 - a // 2, a // 3], -1) for name, a in arrays(rng).items() if a.ndim == 3
     }
-    run = loop.prepare(Config(data=str(write(tmp_path, files)), batch_size=2, augment="crop=5"))
+    run = loop.prepare(Config(data=str(write(tmp_path, files)), batch_size=2, augment="crop=5", validation=0.0))
     augment = loop._augmentation(run.config, run.data)
     assert augment is not None
     pixels = np.asarray(augment(jax.random.key(0), run.data.train.images)) * run.data.deviation + run.data.mean
@@ -366,9 +367,10 @@ def test_the_command_line_names_every_recipe():
     assert {name: recipe.network(3).name for name, recipe in RECIPES.items()} == {name: name for name in RECIPES}
 
 
-def test_the_command_line_names_every_optimizer_and_schedule():
+def test_the_command_line_names_every_optimizer_schedule_and_precision():
     hints = get_type_hints(Train)
     assert (get_args(hints["optimizer"]), get_args(hints["schedule"])) == (OPTIMIZERS, SCHEDULES)
+    assert get_args(hints["precision"]) == PRECISIONS
 
 
 def test_a_network_for_large_images_gets_the_digits_scaled_up():
@@ -379,7 +381,7 @@ def test_a_network_for_large_images_gets_the_digits_scaled_up():
 
 def test_defaults_belong_to_the_data():
     assert (Config().complete().epochs, Config(data="folder").complete().epochs) == (40, 5)
-    given = Config(epochs=1, learning_rate=1.0, weight_decay=0.0, warmup=0.1)
+    given = Config(epochs=1, learning_rate=1.0, weight_decay=0.0, warmup=0.1, validation=0.2)
     assert given.complete() == given
     assert Config().complete().complete() == Config().complete()
 
@@ -397,6 +399,7 @@ REFUSED = {
     "steps to skip": ({"skip_nonfinite": -1}, "--skip-nonfinite: got -1, required at least 0"),
     "optimizer": ({"optimizer": "lion"}, "--optimizer: got 'lion', required one of adamw, adam, sgd, muon"),
     "schedule": ({"schedule": "step"}, "--schedule: got 'step', required one of cosine, constant, one-cycle"),
+    "precision": ({"precision": "float16"}, "--precision: got 'float16', required one of float32, bfloat16"),
     "momentum": (
         {"momentum": 0.9},
         "--momentum: got 0.9, but it belongs to sgd, and --optimizer is adamw",

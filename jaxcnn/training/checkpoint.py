@@ -44,8 +44,9 @@ def save(path: str | Path, params: dict[str, Any], state: dict[str, Any] | None 
 
 
 def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The (params, state) that `save` wrote, or those of a run folder's newest whole checkpoint, the averaged params
-    where the run has `--average`.
+    """The (params, state) that `save` wrote, or those that a run has come to: of the epoch that is chosen on its
+    validation images, so far where it has not ended; without these of its newest whole checkpoint. Where the run has
+    `--average` the params are the averaged ones.
 
     `network.forward(params, state, images)[0]` are then the network's outputs; a run's images were standardised with
     the pixel_mean and pixel_deviation in its config.json, one a channel. Where a run's newest checkpoint is damaged,
@@ -61,6 +62,8 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for folder in folders:
         try:
             tree = read(folder).tree
+            if "chosen" in tree:
+                return tree["chosen"]["params"], tree["chosen"]["state"]
             return evaluated_params(tree["params"], tree.get("opt_state")), tree["state"]
         except (Damaged, KeyError):
             if folder is not folders[-1]:

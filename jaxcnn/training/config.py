@@ -13,10 +13,13 @@ from jaxcnn.training.samples import DataError
 from jaxcnn.training.step import BACKWARD
 
 
+PRECISIONS = ("float32", "bfloat16")
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One run: with the data, everything that its result depends on. Epochs and rates as None are those of the
-    model's recipe, the augmentation is that of the data."""
+    model's recipe, the augmentation and the validation part are those of the data."""
 
     data: str = DIGITS
     data_dir: str | None = None
@@ -34,10 +37,11 @@ class Config:
     average: float | None = None
     freeze: list[str] = dataclasses.field(default_factory=list)
     seed: int = 0
-    validation: float = 0.0
+    validation: float | None = None
     augment: str | None = None
     classes: int = 10
     microbatch: int | str = AUTO
+    precision: str = "float32"
     skip_nonfinite: int = 0
 
     def complete(self) -> Config:
@@ -48,6 +52,7 @@ class Config:
         epochs, rate, decay = recipe.digits if self.data == DIGITS else recipe.other
         decay = 0.0 if self.optimizer == "adam" else decay
         momentum = 0.9 if self.optimizer == "sgd" else None
+        validation = 0.0 if self.data == DIGITS else 0.1
         warmup = 0.3 if self.schedule == "one-cycle" else 0.0
         full = dataclasses.replace(
             self,
@@ -56,8 +61,14 @@ class Config:
             weight_decay=decay if self.weight_decay is None else self.weight_decay,
             momentum=momentum if self.momentum is None else self.momentum,
             warmup=warmup if self.warmup is None else self.warmup,
+            validation=validation if self.validation is None else self.validation,
         )
-        for name, known in (("backward", BACKWARD), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        for name, known in (
+            ("backward", BACKWARD),
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("precision", PRECISIONS),
+        ):
             if getattr(full, name) not in known:
                 raise DataError(f"--{name}: got {getattr(full, name)!r}, required one of {', '.join(known)}")
         for name, least in (

@@ -66,7 +66,7 @@ def load_data(
         that are NaN or infinite, a validation fraction that leaves nothing on one side.
     """
     if not 0 <= validation < 1:
-        raise DataError(f"validation: got {validation}, required a fraction from 0 to less than 1")
+        raise DataError(f"--validation: got {validation}, required a fraction from 0 to less than 1")
     if folder is not None and name != FASHION_MNIST:
         raise DataError(f"--data-dir: got {folder}, but it is for {FASHION_MNIST}; give other data by --data")
     splits, augment = _digits(seed, classes) if name == DIGITS else _stored(name, folder, classes)
@@ -162,7 +162,7 @@ def _split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Sampl
             np.arange(len(samples.labels)), test_size=fraction, stratify=samples.labels, random_state=seed
         )
     except ValueError as error:
-        raise DataError(f"cannot set aside a fraction of {fraction}: {error}") from None
+        raise DataError(f"--validation: got {fraction}, but {error}; give another fraction, or 0 for none") from None
     return tuple(Samples(samples.images[i], samples.labels[i]) for i in (kept, apart))  # pyright: ignore[reportReturnType]
 
 

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcnn.layers import Layer
+from jaxcnn.layers import Layer, with_dtypes
 from jaxcnn.rules.loss import softmax_cross_entropy
 from jaxcnn.training.augment import Augmentation, from_text
-from jaxcnn.training.checkpoint import params_sha256
+from jaxcnn.training.checkpoint import on_host, params_sha256
 from jaxcnn.training.config import Config
 from jaxcnn.training.data import DataSet, enlarged, load_data, require_same_data
 from jaxcnn.training.evaluate import evaluate
@@ -27,7 +27,7 @@ from jaxcnn.training.finite import first_nonfinite
 from jaxcnn.training.names import name_of
 from jaxcnn.training.optimizer import evaluated_params, make_optimizer, require_layers
 from jaxcnn.training.recipes import RECIPES
-from jaxcnn.training.run_folder import NO_SUMS, RunFolder
+from jaxcnn.training.run_folder import NO_SUMS, Chosen, RunFolder
 from jaxcnn.training.samples import DataError
 from jaxcnn.training.step import BACKWARD, TrainState, all_finite, init_train_state, shuffled, train_steps
 
@@ -82,7 +82,8 @@ class Run(NamedTuple):
 def prepare(config: Config) -> Run:
     """Reads the data and makes the network. Raises DataError or ValueError for what cannot be trained."""
     config = config.complete()
-    assert config.epochs is not None  # complete() saw to it
+    assert config.epochs is not None  # complete() saw to both
+    assert config.validation is not None
     data = load_data(
         config.data, seed=config.seed, folder=config.data_dir, validation=config.validation, classes=config.classes
     )
@@ -96,6 +97,8 @@ def prepare(config: Config) -> Run:
         )
     steps_an_epoch = samples // config.batch_size
     network = RECIPES[config.model].network(data.classes)
+    if config.precision != "float32":  # parameters, running statistics, the loss and what follows it stay in float32
+        network = with_dtypes(network, computation=config.precision, output="float32")
     data = enlarged(data, RECIPES[config.model].size)
     optimizer = make_optimizer(config, config.epochs * steps_an_epoch)
     size = data.train.images.shape[1:]
@@ -115,7 +118,8 @@ def train(
 ) -> Iterator[GradientCheck | Progress | EpochEnd | Warned]:
     """Trains, writing the run folder, and yields what happens.
 
-    The last EpochEnd has the test loss, the test accuracy and the digest of the parameters; the test set is used once.
+    The last EpochEnd has the test loss, the test accuracy and the digest of the parameters that were tested: those of
+    the epoch that `best` names, without validation images of the last one; the test set is used once.
     The order of the samples is a function of (seed, epoch) and randomness one of (key, step), so a run that was stopped
     goes on from its step as if it had not been.
 
@@ -126,11 +130,11 @@ def train(
     """
     images, labels = (jnp.asarray(a) for a in run.data.train)
     loss = softmax_cross_entropy
-    sums = NO_SUMS
+    sums, chosen = NO_SUMS, initially_chosen(run)
     state = _copied(run.state)  # the step donates its state; the run's own is not ours to give away
     if resume:
         changes = changed(run, folder)
-        state, sums, _, warnings = folder.resume(run.state)
+        state, chosen, sums, _, warnings = folder.resume(run.state, chosen)
         if state.skipped > run.config.skip_nonfinite:
             raise DataError(
                 f"--skip-nonfinite: got {run.config.skip_nonfinite}, required at least {state.skipped}, which the run "
@@ -140,7 +144,7 @@ def train(
     first = _order(run, 0)[0]
     check = _gradient_check(run, *(a[first] for a in run.data.train))
     if not resume:
-        folder.create(describe(run), state)
+        folder.create(describe(run), state, chosen)
     yield check
     allowed, augment = run.config.skip_nonfinite, _augmentation(run.config, run.data)
     how = {"backward": run.config.backward, "microbatch": run.config.microbatch, "augment": augment}
@@ -151,13 +155,13 @@ def train(
         epoch, position = divmod(done, run.steps_an_epoch)
         order = _order(run, epoch)
         while position < run.steps_an_epoch:
-            chosen = order[position : position + CHUNK]
+            batches = order[position : position + CHUNK]
             start = time.perf_counter()
             before = _copied(state)
-            state, metrics = steps(state, images, labels, chosen)
-            finite = np.ones(len(chosen), bool)
+            state, metrics = steps(state, images, labels, batches)
+            finite = np.ones(len(batches), bool)
             if not _finite((state, metrics["loss"])):  # NaN stays in one of them; the same steps again, each watched
-                state, metrics = watched(before, images, labels, chosen)
+                state, metrics = watched(before, images, labels, batches)
                 finite = jax.device_get(metrics["finite"])
             seconds = time.perf_counter() - start
             count = int(state.step) - done  # fewer than were chosen where it ended
@@ -177,17 +181,22 @@ def train(
             if skipped > allowed:
                 # The step that ended the run is not counted: it will be tried again.
                 state = state._replace(skipped=state.skipped - 1)
-                folder.keep(state, sums)
+                folder.keep(state, sums, chosen)
                 folder.wait()
                 raise Diverged(_why(run, state, order[position], metrics, count))
-            yield Progress(epoch, done, run.steps, mean, chosen.size / seconds)
+            yield Progress(epoch, done, run.steps, mean, batches.size / seconds)
             if position < run.steps_an_epoch and stop():
-                folder.keep(state, sums)
+                folder.keep(state, sums, chosen)
                 folder.wait()
                 raise Interrupted(f"step {done} of {run.steps}")
-        line = _epoch_line(run, state, epoch, sums)
+        evaluated = state._replace(params=evaluated_params(state.params, state.opt_state))
+        line = _epoch_line(run, evaluated, epoch, sums)
+        if chosen is not None and best([*folder.lines, line]) is line:
+            chosen = on_host(Chosen(evaluated.params, evaluated.state))
+        if done == run.steps:
+            line |= _test(run, evaluated, chosen, [*folder.lines, line])
         folder.log(line)
-        folder.keep(state, NO_SUMS)
+        folder.keep(state, NO_SUMS, chosen)
         sums = NO_SUMS
         yield EpochEnd(line)
         if done < run.steps and stop():
@@ -223,7 +232,7 @@ def finished(run: Run, folder: RunFolder) -> dict[str, Any] | None:
 
     A metrics.jsonl that is not as it was written is written anew.
     """
-    kept = folder.newest(run.state)
+    kept = folder.newest(run.state, initially_chosen(run))
     if kept.warnings or int(kept.state.step) < run.steps:
         return None
     folder.write_metrics(kept.lines)
@@ -322,15 +331,42 @@ def _epoch_line(run: Run, state: TrainState, epoch: int, sums: dict[str, float])
         "seconds": seconds,
         **({"skipped_steps": sums["skipped"]} if sums["skipped"] else {}),
     }
-    state = state._replace(params=evaluated_params(state.params, state.opt_state))
     if run.data.validation is not None:
         held_out = evaluate(run.network, state, *run.data.validation)
         line |= {"validation_loss": held_out["loss"], "validation_accuracy": held_out["accuracy"]}
-    if int(state.step) == run.steps:
-        test = evaluate(run.network, state, *run.data.test)
-        digest = params_sha256(state.params)
-        line |= {"test_loss": test["loss"], "test_accuracy": test["accuracy"], "params_sha256": digest}
     return line
+
+
+def initially_chosen(run: Run) -> Chosen | None:
+    return None if run.data.validation is None else on_host(Chosen(run.state.params, run.state.state))
+
+
+def best(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The epoch of the highest validation accuracy; of equal ones that of the lower loss, then the earlier.
+
+    >>> epochs = [(0.8, 0.5), (0.9, 0.4), (0.9, 0.3), (0.9, 0.3), (0.7, 0.1)]
+    >>> lines = [{"epoch": i, "validation_accuracy": a, "validation_loss": b} for i, (a, b) in enumerate(epochs, 1)]
+    >>> best(lines)["epoch"]
+    3
+    """
+
+    def rank(line: dict[str, Any]) -> tuple[float, float]:
+        loss = line["validation_loss"]
+        return -line["validation_accuracy"], math.inf if math.isnan(loss) else loss
+
+    return min(lines, key=rank)
+
+
+def _test(run: Run, state: TrainState, chosen: Chosen | None, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The one use of the test set: by what the run has come to."""
+    epoch = {}
+    if chosen is not None:
+        where = jax.tree.leaves(state.params)[0].sharding  # all devices share the images
+        params, net_state = jax.device_put(tuple(chosen), where)
+        state, epoch = state._replace(params=params, state=net_state), {"chosen_epoch": best(lines)["epoch"]}
+    test = evaluate(run.network, state, *run.data.test)
+    digest = params_sha256(state.params)
+    return {**epoch, "test_loss": test["loss"], "test_accuracy": test["accuracy"], "params_sha256": digest}
 
 
 def _why(run: Run, state: TrainState, chosen, metrics, i: int) -> str:

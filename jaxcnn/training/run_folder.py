@@ -31,10 +31,18 @@ class StorageError(Exception):
     """The run folder is in use, or cannot be written to; what it holds is as it was."""
 
 
+class Chosen(NamedTuple):
+    """What the network was after the epoch that is chosen so far; before the first one, what it is initially."""
+
+    params: Any
+    state: Any
+
+
 class Kept(NamedTuple):
     """The newest whole checkpoint."""
 
     state: TrainState
+    chosen: Chosen | None  # None where there are no validation images to choose on
     sums: dict[str, float]  # the current epoch's so far
     lines: list[dict[str, Any]]  # of metrics.jsonl, up to it
     warnings: list[str]  # for each newer one what is wrong with it; on resuming also what was written anew
@@ -53,7 +61,7 @@ class RunFolder:
         self._checkpoints: Any = None
         self._lock: IO[str] | None = None
         self._run = ""
-        self._lines: list[dict[str, Any]] = []
+        self.lines: list[dict[str, Any]] = []  # of metrics.jsonl
 
     def __enter__(self) -> RunFolder:
         return self
@@ -76,7 +84,7 @@ class RunFolder:
         if nearest == self.path and any(path.name != "lock" for path in self.path.iterdir()):
             raise DataError(f"--out {self.path}: holds files already; give a new folder, or --resume it")
 
-    def create(self, config: dict[str, Any], state: TrainState) -> None:
+    def create(self, config: dict[str, Any], state: TrainState, chosen: Chosen | None = None) -> None:
         """A new run: its first checkpoint, then its configuration.
 
         Raises:
@@ -93,20 +101,20 @@ class RunFolder:
         config = {**config, "run": secrets.token_hex(16)}
         self._run = _of_config(config)
         self._open()
-        self.keep(state, NO_SUMS)
+        self.keep(state, NO_SUMS, chosen)
         self.wait()
         with self._writing():
             _replace(self.path / "config.json", json.dumps({**config, "sha256": self._run}, indent=2) + "\n")
 
-    def resume(self, like: TrainState) -> Kept:
+    def resume(self, like: TrainState, chosen: Chosen | None = None) -> Kept:
         """The newest whole checkpoint; what is newer is set aside, and the metrics are as they were then.
 
         Raises:
           DataError: no checkpoint is whole. StorageError: the folder is in use, or cannot be written.
         """
         self._take()
-        kept = self.newest(like)
-        self._run, self._lines = self.config()["sha256"], kept.lines
+        kept = self.newest(like, chosen)
+        self._run, self.lines = self.config()["sha256"], kept.lines
         with self._writing():
             for newer in checkpoints(self.path)[: len(kept.warnings)]:
                 aside = self.path / f"damaged-{newer.name}"
@@ -120,24 +128,28 @@ class RunFolder:
             warnings.append(f"metrics.jsonl is not that of step {step}: written anew, and what was later is done again")
         return kept._replace(warnings=warnings)
 
-    def newest(self, like: TrainState) -> Kept:
-        """The newest whole checkpoint; changes nothing. Raises DataError where there is none."""
+    def newest(self, like: TrainState, chosen: Chosen | None = None) -> Kept:
+        """The newest whole checkpoint; changes nothing. Raises DataError where there is none.
+
+        like, chosen: of the structure of what was kept.
+        """
         run, damaged = self.config()["sha256"], []
-        template = on_host(like)
+        template = _tree(like, chosen)
         for folder in checkpoints(self.path):
             try:
                 tree, record = checkpoint.read(folder, template)
                 if record.get("run") != run:
                     raise Damaged("is another run's, or config.json is")
-                if str(tree.step) != folder.name:
-                    raise Damaged(f"is that of step {tree.step}")
-                return Kept(on_device(like, tree), record["sums"], record["lines"], damaged)
+                best, state = tree.pop("chosen", None), TrainState(**tree)
+                if str(state.step) != folder.name:
+                    raise Damaged(f"is that of step {state.step}")
+                return Kept(on_device(like, state), best, record["sums"], record["lines"], damaged)
             except Damaged as error:
                 damaged.append(f"{folder}: {error}")
         found = f"no checkpoint is whole: {'; '.join(damaged)}" if damaged else "no checkpoint in checkpoints/"
         raise DataError(f"--resume {self.path}: {found}; start the run anew")
 
-    def keep(self, state: TrainState, sums: dict[str, float]) -> None:
+    def keep(self, state: TrainState, sums: dict[str, float], chosen: Chosen | None = None) -> None:
         """Writes a checkpoint beside the training, unless that step has one; `sums` are the current epoch's so far.
 
         Raises:
@@ -146,10 +158,10 @@ class RunFolder:
         self.wait()  # for the one before, or this one would be left out
         if (self.path / "checkpoints" / str(state.step)).exists():
             return
-        tree = on_host(state)
+        tree = _tree(state, chosen)
         with self._writing():
             _require_space(self.path, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
-        record = signed(tree, {"run": self._run, "sums": sums, "lines": self._lines})
+        record = signed(tree, {"run": self._run, "sums": sums, "lines": self.lines})
         with self._writing():
             self._checkpoints.save_async(int(state.step), tree, custom_metadata=record)
 
@@ -160,7 +172,7 @@ class RunFolder:
 
     def log(self, metrics: dict[str, Any]) -> None:
         """One more line of metrics.jsonl."""
-        self._lines = [*self._lines, metrics]
+        self.lines = [*self.lines, metrics]
         with self._writing(), (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(metrics) + "\n")
 
@@ -224,6 +236,11 @@ class RunFolder:
             whole = next((path.name for path in checkpoints(self.path)), None)
             last = "no checkpoint was written yet" if whole is None else f"the checkpoint of step {whole} is whole"
             raise StorageError(f"{self.path} cannot be written to: {_reason(error)}; {last}") from None
+
+
+def _tree(state: TrainState, chosen: Chosen | None) -> dict[str, Any]:
+    """What a checkpoint holds: the fields of the state, and what is chosen."""
+    return on_host(state._asdict() if chosen is None else {**state._asdict(), "chosen": chosen})
 
 
 def _require_space(path: Path, size: int) -> None:

@@ -26,11 +26,11 @@ from unittest import mock
 import jax
 from processes import Ended, Result, result
 
-EPOCHS, STOPPED = 6, 4  # of the run, and when it was left, at step 176
+EPOCHS, STOPPED = 8, 6  # of the run, and when it was left, at step 240; the third one is chosen
 
 
 class Folders(NamedTuple):
-    """Runs on the digits; each stopped after four epochs of six, so the newest checkpoint is of step 176."""
+    """Runs on the digits; each stopped after six epochs of eight, so the newest checkpoint is of step 240."""
 
     run: Path  # this is damaged, a copy at a time
     twin: Path  # the same configuration, another run
@@ -145,12 +145,12 @@ DAMAGES: dict[str, Damage] = {
     "a twin's newest": lambda run, other: put_newest(run, other.twin),
     "another seed's newest": lambda run, other: put_newest(run, other.seed),
     "another model's newest": lambda run, other: put_newest(run, other.model),
-    "a twin's, of a later step": lambda run, other: put_newest(run, other.twin, "220"),
+    "a twin's, of a later step": lambda run, other: put_newest(run, other.twin, "280"),
     "all of a twin's": lambda run, other: put(other.twin / "checkpoints", run / "checkpoints"),
     "all of another seed's": lambda run, other: put(other.seed / "checkpoints", run / "checkpoints"),
     "all of another model's": lambda run, other: put(other.model / "checkpoints", run / "checkpoints"),
     "an older one under the newest's name": lambda run, _: put(newest(run, 1), newest(run)),
-    "the newest under a later name": lambda run, _: newest(run).rename(run / "checkpoints" / "220"),
+    "the newest under a later name": lambda run, _: newest(run).rename(run / "checkpoints" / "280"),
     "another seed's arrays, own record": lambda run, other: put(newest(other.seed) / "state", newest(run) / "state"),
     "older arrays, own record": lambda run, _: put(newest(run, 1) / "state", newest(run) / "state"),
     "older record, own arrays": lambda run, _: put(
@@ -162,7 +162,7 @@ DAMAGES: dict[str, Damage] = {
     "a record of fewer lines": lambda run, _: change_record(run, lambda record: record["lines"].pop()),
     "no record": lambda run, _: change_record(run, dict.clear),
     "a save that was cut short": lambda run, _: put(
-        newest(run), run / "checkpoints" / "220.orbax-checkpoint-tmp"
+        newest(run), run / "checkpoints" / "280.orbax-checkpoint-tmp"
     ),
     "config.json: a bit at its beginning": lambda run, _: flip(run / "config.json", 0),
     "config.json: a bit in a number": lambda run, _: change_json(
@@ -171,7 +171,7 @@ DAMAGES: dict[str, Damage] = {
     "config.json: another rate": lambda run, _: change_json(
         run / "config.json", lambda config: config.update(learning_rate=0.009)
     ),
-    "config.json: more epochs": lambda run, _: change_json(run / "config.json", lambda config: config.update(epochs=7)),
+    "config.json: more epochs": lambda run, _: change_json(run / "config.json", lambda config: config.update(epochs=9)),
     "config.json: a bit in its middle": lambda run, _: flip(run / "config.json", 0.5),
     "config.json: half of it": lambda run, _: truncate(run / "config.json", 0.5),
     "config.json: empty": lambda run, _: truncate(run / "config.json", 0),
@@ -184,7 +184,7 @@ DAMAGES: dict[str, Damage] = {
     "metrics.jsonl: empty": lambda run, _: truncate(run / "metrics.jsonl", 0),
     "metrics.jsonl: missing": lambda run, _: (run / "metrics.jsonl").unlink(),
     "metrics.jsonl: no text": lambda run, _: (run / "metrics.jsonl").write_bytes(b"\xff\x00"),
-    "metrics.jsonl: a line changed": lambda run, _: change_line(run, 1, '{"step": 88, "epoch": 2, "train_loss": 0.1}'),
+    "metrics.jsonl: a line changed": lambda run, _: change_line(run, 1, '{"step": 80, "epoch": 2, "train_loss": 0.1}'),
     "metrics.jsonl: a twin's": lambda run, other: put(other.twin / "metrics.jsonl", run / "metrics.jsonl"),
     "lock: nonsense": lambda run, _: (run / "lock").write_bytes(b"\xff"),
     "lock: missing": lambda run, _: (run / "lock").unlink(),
@@ -216,7 +216,7 @@ def make(folder: Path, stopped: int, epochs: int, **changes: object) -> Path:
     from jaxcnn.training.config import Config
     from jaxcnn.training.run_folder import RunFolder
 
-    run = loop.prepare(Config(epochs=epochs, **changes))  # pyright: ignore[reportArgumentType]
+    run = loop.prepare(Config(epochs=epochs, validation=0.1, **changes))  # pyright: ignore[reportArgumentType]
     with RunFolder(folder) as kept:
         for event in loop.train(run, kept, resume=False, stop=lambda: False):
             if isinstance(event, loop.EpochEnd) and event.metrics["epoch"] == stopped:
@@ -254,6 +254,7 @@ def damages(folder: Path, flips: int, seed: int, only: int | None = None) -> tup
     shutil.copytree(folders.run, folders.ended)
     assert (ended := command("--resume", folders.ended)).status == 0, ended
     wanted, rng = result(folders.ended), random.Random(seed)
+    assert wanted.lines[-1]["chosen_epoch"] < STOPPED  # so that it is kept over the break
     todo = {**files_of_the_newest(folders.run), **DAMAGES, **OF_THE_ENDED}
     kinds = [path.relative_to(newest(folders.run)) for path in newest(folders.run).rglob("*") if path.is_file()]
     for _ in range(flips):
