@@ -111,8 +111,7 @@ def measure(settings: Settings) -> list[Result]:
 
 NOTES = """\
 A step: forward, backward, plain gradient descent, in float32; all from the same parameters, images and labels, which \
-lie on the device in the layout that each library likes; every process keeps the memory that it frees. jax: \
-jax.value_and_grad. Flax, Equinox: jitted, on one device.
+lie on the device in the layout that each library likes. jax: jax.value_and_grad. Flax, Equinox: jitted, on one device.
 ms: of a step, the median over the rounds; from – to: the fastest and the slowest round.
 over jax, over PyTorch: how many times as fast as its fastest row; a scan over jax's fastest scan.
 of product: the step's operations a second, relative to those of a 2048×2048 matrix product in the same rounds.

@@ -19,7 +19,6 @@ import numpy as np
 
 from jaxcnn.benchmark.contestant import Contestant
 from jaxcnn.benchmark.problem import Network, make_problem
-from jaxcnn.training.devices import keep_freed_memory
 
 COMPARED = 3  # steps whose losses are compared
 SETTLE, ROUND = "settle", "round"  # questions, besides Prepare
@@ -133,8 +132,7 @@ def _work(connection: Any, contestant: Contestant, folder: str) -> None:
 
 
 def _settle(contestant: Contestant, folder: str) -> None:
-    """Imports the library. Each process compiles for itself, for the CPU, and keeps the memory that it frees."""
-    keep_freed_memory()
+    """Imports the library. Each process compiles for itself, for the CPU."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
     if contestant.devices:
         import jax

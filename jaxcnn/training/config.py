@@ -12,7 +12,6 @@ from jaxcnn.training.recipes import RECIPES
 from jaxcnn.training.samples import DataError
 from jaxcnn.training.step import BACKWARD
 
-
 PRECISIONS = ("float32", "bfloat16")
 
 

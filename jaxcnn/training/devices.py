@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from pathlib import Path
@@ -13,15 +12,13 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH = "batch"  # the one mesh axis: the samples of a batch
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 TURN = threading.RLock()  # who holds it may execute on several CPU devices: the process has one pool of threads for all
 
 
 def use_cpu_cores(n: int | None = None) -> int:
     """Makes one CPU device of each core, so that a step shares its batch among them. Returns how many.
 
-    XLA runs most convolutions on one thread; with a device a core all cores work. On Linux it calls
-    `keep_freed_memory` too.
+    XLA runs most convolutions on one thread; with a device a core all cores work.
 
     Args:
       n: how many; all the cores this process may use when None.
@@ -41,20 +38,7 @@ def use_cpu_cores(n: int | None = None) -> int:
         raise RuntimeError(
             "use_cpu_cores: jax has used a device already; call it at the start of the program"
         ) from None
-    keep_freed_memory()
     return n
-
-
-def keep_freed_memory() -> None:
-    """From now on the process keeps memory that is freed for what asks next, instead of giving it back to the system.
-
-    XLA asks for a step's temporaries anew at each call; what comes from the system comes page by page, set to zero.
-    For glibc: of arrays up to 32 MiB, the most that it can be told; elsewhere nothing changes.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
-        for option, value in ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
-            mallopt(option, value)
 
 
 def available_cores() -> int:

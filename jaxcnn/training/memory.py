@@ -14,8 +14,8 @@ from jaxcnn.training.devices import is_cpu
 IN_ORDER = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 # XLA asks for its temporaries anew at each call. What is larger than 32 MiB glibc gets from the system and gives back,
-# page by page, which is a quarter of the time of a step of ResNet-20. Smaller pieces it can keep (`keep_freed_memory`);
-# three of these fit into the 64 MiB that it holds together for a thread. jax's compilation cache takes no such program.
+# page by page, which is a quarter of the time of a step of ResNet-20. Smaller pieces it mostly keeps; three of these
+# fit into the 64 MiB that it holds together for a thread. jax's compilation cache takes no program of several pieces.
 PIECE = 20 * 2**20
 
 
