@@ -14,7 +14,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax.numpy as jnp
 import pytest
 from damages import damages, make
 from kills import kills
@@ -22,7 +21,7 @@ from processes import ENVIRONMENT, TRAIN, end, result, resume, start
 
 from jaxcnn.training import loop
 from jaxcnn.training.config import Config
-from jaxcnn.training.run_folder import NO_SUMS, RunFolder, StorageError
+from jaxcnn.training.run_folder import RunFolder
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec as P
 
 from jaxcnn.layers import Layer
 from jaxcnn.rules.loss import softmax_cross_entropy
@@ -26,6 +27,7 @@ from jaxcnn.training.evaluate import evaluate
 from jaxcnn.training.finite import first_nonfinite
 from jaxcnn.training.names import name_of
 from jaxcnn.training.optimizer import evaluated_params, make_optimizer, require_layers
+from jaxcnn.training.processes import of_all
 from jaxcnn.training.recipes import RECIPES
 from jaxcnn.training.run_folder import NO_SUMS, RunFolder
 from jaxcnn.training.samples import DataError
@@ -148,6 +150,7 @@ def train(
     allowed, augment = run.config.skip_nonfinite, _augmentation(run.config, run.data)
     how = {"backward": run.config.backward, "microbatch": run.config.microbatch, "augment": augment}
     steps = train_steps(run.network, loss, run.optimizer, **how)
+    images, labels = (of_all(a, steps.mesh, P()) for a in (images, labels))
     watched = train_steps(run.network, loss, run.optimizer, skip_nonfinite=allowed, **how)
     done = int(state.step)
     while done < run.steps:
@@ -155,12 +158,13 @@ def train(
         order = _order(run, epoch)
         while position < run.steps_an_epoch:
             chosen = order[position : position + CHUNK]
+            batches = of_all(chosen, steps.mesh, steps.specs[-1])
             start = time.perf_counter()
             before = _copied(state)
-            state, metrics = steps(state, images, labels, chosen)
+            state, metrics = steps(state, images, labels, batches)
             finite = np.ones(len(chosen), bool)
             if not _finite((state, metrics["loss"])):  # NaN stays in one of them; the same steps again, each watched
-                state, metrics = watched(before, images, labels, chosen)
+                state, metrics = watched(before, images, labels, batches)
                 finite = jax.device_get(metrics["finite"])
             seconds = time.perf_counter() - start
             count = int(state.step) - done  # fewer than were chosen where it ended

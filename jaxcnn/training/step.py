@@ -12,16 +12,17 @@ import numpy as np
 import optax
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule, equally_varying
 from jaxcnn.rules.platform import by_platform
 from jaxcnn.training.augment import Augmentation
-from jaxcnn.training.devices import TURN, all_devices, must_not_overlap, place, require_one_axis
+from jaxcnn.training.devices import TURN, all_devices, is_global, must_not_overlap, place, require_one_axis
 from jaxcnn.training.metrics import counts_of
 from jaxcnn.training.microbatch import AUTO, automatic, check, parts
+from jaxcnn.training.processes import require_global, require_same
 
 
 class TrainState(NamedTuple):
@@ -201,12 +202,21 @@ class Step:
             return self._inner(state, *data)
         if self._is_default:
             return self.jitted(state, *data)
-        data = tuple(place(d, self.mesh, spec) for d, spec in zip(data, self.specs, strict=True))
+        if self.mesh.is_multi_process:
+            require_global(self.name, data)
+            if not all(map(is_global, jax.tree.leaves(state))):
+                require_same(f"{self.name}: the state", state)
+        data = tuple(place(d, there.mesh, there.spec) for d, there in zip(data, self.shardings, strict=True))
         state = place(state, self.mesh, P())
         if not must_not_overlap(self.mesh):
             return self.jitted(state, *data)
         with TURN:
             return jax.block_until_ready(self.jitted(*jax.block_until_ready((state, *data))))
+
+    @property
+    def shardings(self) -> tuple[NamedSharding, ...]:
+        """How each array of the data lies on the mesh."""
+        return tuple(NamedSharding(self.mesh, spec) for spec in self.specs)
 
     def _require_fresh(self, state: Any) -> None:
         if not isinstance(state, TrainState):
