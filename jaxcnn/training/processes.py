@@ -236,14 +236,20 @@ def require_same_words(words: dict[str, Any], but: tuple[str, ...] = ()) -> None
     agreed(compare)
 
 
-def require_global(name: str, arrays: tuple[Any, ...]) -> None:
-    """Raises ValueError for an array of this process alone: nothing says whether it is the whole or a share."""
-    if not all(map(is_global, arrays)):
+def require_shared(name: str, state: Any, data: tuple[Any, ...]) -> None:
+    """What a step over several processes is given.
+
+    Raises:
+      ValueError: data of one process alone, which may be the whole or its share; Agreed: states that differ.
+    """
+    if not all(map(is_global, data)):
         raise ValueError(
-            f"{name}: on a mesh of several processes each array must lie on all its devices; make one of each process' "
-            f"share by jax.make_array_from_process_local_data(sharding, share), the shardings being those of {name}'s "
-            "result, .shardings"
+            f"{name}: its devices are those of several processes, and an array of one alone does not say whether it is "
+            "the whole or a share; make one of each process' share by jax.make_array_from_process_local_data(sharding, "
+            f"share), where the arrays' shardings are those that {name} returned as .shardings"
         )
+    if not all(map(is_global, jax.tree.leaves(state))):  # the first step
+        require_same(f"{name}: the state", state)
 
 
 def from_first(content: bytes) -> bytes:

@@ -19,10 +19,10 @@ from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule, equally_varying
 from jaxcnn.rules.platform import by_platform
 from jaxcnn.training.augment import Augmentation
-from jaxcnn.training.devices import TURN, all_devices, is_global, must_not_overlap, place, require_one_axis
+from jaxcnn.training.devices import TURN, all_devices, must_not_overlap, place, require_one_axis
 from jaxcnn.training.metrics import counts_of
 from jaxcnn.training.microbatch import AUTO, automatic, check, parts
-from jaxcnn.training.processes import require_global, require_same
+from jaxcnn.training.processes import require_shared
 
 
 class TrainState(NamedTuple):
@@ -203,9 +203,7 @@ class Step:
         if self._is_default:
             return self.jitted(state, *data)
         if self.mesh.is_multi_process:
-            require_global(self.name, data)
-            if not all(map(is_global, jax.tree.leaves(state))):
-                require_same(f"{self.name}: the state", state)
+            require_shared(self.name, state, data)
         data = tuple(place(d, there.mesh, there.spec) for d, there in zip(data, self.shardings, strict=True))
         state = place(state, self.mesh, P())
         if not must_not_overlap(self.mesh):
