@@ -79,7 +79,8 @@ class Train:
     classes: int = 10
     """Number of classes in a folder of idx files or an .npz file."""
     cores: Annotated[int | None, _WHOLE] = None
-    """CPU cores to use (all, or as many as divide the batch); each becomes a device with its share of the batch."""
+    """CPU cores to use (all, or as many as divide the batch; of several processes each 1); each becomes a device with
+    its share of the batch."""
     microbatch: Annotated[str, tyro.conf.arg(metavar="auto|INT")] = "auto"
     """Images of one core that pass through the network at a time; auto: as many as stay in its cache."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -90,24 +91,43 @@ class Train:
     """The run folder, new or empty (runs/DATA-MODEL-seedN-TIME)."""
     resume: Annotated[Path | None, _FOLDER] = None
     """An earlier run folder, to go on with; its configuration holds, but for --skip-nonfinite."""
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="")] = None
+    """Where process 0 of several that train together is reached by the others; the port is any free one. Under Slurm,
+    Open MPI, Kubernetes and on TPU pods this and the next two options are found."""
+    processes: Annotated[int | None, _WHOLE] = None
+    """How many they are."""
+    process_id: Annotated[int | None, _WHOLE] = None
+    """Which one this is, from 0. Process 0 writes the run folder and prints."""
 
 
 def train(arguments: Train, named: set[str]) -> int:
     """Trains; returns the exit status. named: the options that were given, as the fields are called."""
-    with _quiet_orbax():
-        return _train(arguments, named)
+    from jaxcnn.training.processes import place_of, together
+
+    here = place_of(arguments.coordinator, arguments.processes, arguments.process_id)
+    with _quiet_orbax(), together(here, arguments.coordinator):
+        return _train(arguments, named, "jaxcnn: " if here is None else f"jaxcnn: {here}: ")
 
 
-def _train(arguments: Train, named: set[str]) -> int:
+def _train(arguments: Train, named: set[str], name: str) -> int:
+    """name: what errors begin with."""
     from rich.console import Console
 
     from jaxcnn.training.config import CHANGEABLE, Config
     from jaxcnn.training.data import NAMES
     from jaxcnn.training.devices import available_cores, keep_compiled_programs, use_cpu_cores
-    from jaxcnn.training.loop import Diverged, Interrupted, finished, from_folder, new_folder, prepare
-    from jaxcnn.training.run_folder import RunFolder, StorageError
+    from jaxcnn.training.first_folder import run_folder
+    from jaxcnn.training.loop import Diverged, Interrupted, describe, finished, from_folder, new_folder, prepare
+    from jaxcnn.training.processes import agreed, is_first, require_same_words, several
+    from jaxcnn.training.run_folder import StorageError
 
-    console = Console(highlight=False, markup=False, soft_wrap=True)  # a path may hold brackets
+    resume = arguments.resume is not None
+    if several():  # how many cores is fixed with the first word between them
+        use_cpu_cores(arguments.cores or 1)
+        keep_compiled_programs()
+        require_same_words({"--resume": resume})
+    # A path may hold brackets.
+    console = Console(highlight=False, markup=False, soft_wrap=True, quiet=not is_first())
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Config)}
     if arguments.data not in NAMES:  # so that the run can be resumed from any folder
         given["data"] = str(Path(arguments.data).absolute())
@@ -116,36 +136,39 @@ def _train(arguments: Train, named: set[str]) -> int:
     if arguments.microbatch.isdecimal():
         given["microbatch"] = int(arguments.microbatch)
     config = Config(**given)
-    if arguments.resume is not None:
-        config = from_folder(RunFolder(arguments.resume))
-        _refuse_changes(named, given, config)
-        config = dataclasses.replace(config, **{name: given[name] for name in CHANGEABLE if name in named}).complete()
-    folder = RunFolder(arguments.resume or arguments.out or new_folder(config))
-    if arguments.resume is None:
+    folder = run_folder(arguments.resume or arguments.out or new_folder(config))
+    if resume:
+        kept = from_folder(folder)
+        agreed(lambda: _refuse_changes(named, given, kept))
+        config = dataclasses.replace(kept, **{name: given[name] for name in CHANGEABLE if name in named})
+    else:
         folder.require_new()
-    cores = arguments.cores
-    if cores is None:  # a default must do on any machine
-        cores = max(n for n in range(1, available_cores() + 1) if config.batch_size % n == 0)
-    use_cpu_cores(cores)
-    keep_compiled_programs()
-    run = prepare(config)
-    if arguments.resume is not None and (last := finished(run, folder)) is not None:
+    if not several():
+        cores = arguments.cores
+        if cores is None:  # a default must do on any machine
+            cores = max(n for n in range(1, available_cores() + 1) if config.batch_size % n == 0)
+        use_cpu_cores(cores)
+        keep_compiled_programs()
+    run = agreed(lambda: prepare(config))
+    require_same_words(describe(run), but=("data", "data_dir"))  # the paths may differ, the data's digest may not
+    if resume and (last := finished(run, folder)) is not None:
         console.print(f"{folder.path} is finished: test accuracy {last['test_accuracy']:.2%}")
         return 0
     with _Signals() as signals:
         try:
             with folder:
-                last = _show(run, folder, arguments.resume is not None, signals, console)
+                last = _show(run, folder, resume, signals, console)
         except Interrupted as stopped:
             console.print(f"Interrupted at {stopped}; go on with: jaxcnn train --resume {folder.path}")
-            return 128 + signals.received
+            return 128 + signals.agreed
         except Diverged as diverged:
-            print(f"jaxcnn: {diverged}", file=sys.stderr)
+            print(f"{name}{diverged}", file=sys.stderr)
             return 1
         except StorageError as error:
-            print(f"jaxcnn: {error}", file=sys.stderr)
+            print(f"{name}{error}", file=sys.stderr)
             return 1
-    _close(run, last, console)
+    if is_first():
+        _close(run, last, console)
     console.print(f"run folder: {folder.path}")
     return 0
 
@@ -205,11 +228,11 @@ def _show(run: Run, folder: Any, resume: bool, signals: _Signals, console: Conso
     every = max(1, (config.epochs or 1) // 10)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("training", total=run.steps, loss=float("nan"), rate=0.0, visible=False)
-        for event in loop.train(run, folder, resume=resume, stop=lambda: signals.received != 0):
+        for event in loop.train(run, folder, resume=resume, stop=signals.stop):
             match event:
                 case loop.GradientCheck(differences):
                     console.print(_gradient_table(differences))
-                case loop.Warned(message):
+                case loop.Warned(message) if not console.quiet:
                     print(f"jaxcnn: warning: {message}", file=sys.stderr)
                 case loop.Progress():
                     bar.update(task, completed=event.step, loss=event.loss, rate=event.images_per_second, visible=True)
@@ -263,6 +286,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self.received = 0
+        self.agreed = 0  # which one the run ends for; another process may have received it
 
     def __enter__(self) -> _Signals:
         self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -271,6 +295,13 @@ class _Signals:
     def __exit__(self, *_: Any) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def stop(self) -> bool:
+        """Whether a signal was received, by any of the processes, each of which asks this at the same steps."""
+        from jaxcnn.training.processes import largest
+
+        self.agreed = largest(self.received)
+        return self.agreed != 0
 
     def _receive(self, number: int, frame: Any) -> None:
         if self.received:

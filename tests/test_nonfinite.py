@@ -10,8 +10,9 @@ import pytest
 from conftest import FLOAT32, assert_close
 
 import jaxcnn
-from jaxcnn.training.checkpoint import digest, on_host
+from jaxcnn.training.checkpoint import digest
 from jaxcnn.training.finite import first_nonfinite
+from jaxcnn.training.host import on_host
 
 LOSS = jaxcnn.softmax_cross_entropy
 NETWORK = jaxcnn.sequential(

@@ -206,9 +206,10 @@ def test_a_checkpoint_that_cannot_be_written(folder, monkeypatch, error):
 
     with folder:
         folder.resume(state_at(0))
-        monkeypatch.setattr(type(folder._checkpoints), "wait", fail)
-        with pytest.raises(StorageError) as told:
-            folder.keep(state_at(60), NO_SUMS)
+        with monkeypatch.context() as patched:
+            patched.setattr(type(folder._checkpoints), "wait_until_finished", fail)
+            with pytest.raises(StorageError) as told:
+                folder.keep(state_at(60), NO_SUMS)
     assert str(told.value) == (
         f"{folder.path} cannot be written to: No space left on device; the checkpoint of step 50 is whole"
     )

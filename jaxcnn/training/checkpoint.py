@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from jaxcnn.training.names import name_of
+from jaxcnn.training.host import on_host, sha256_of
 from jaxcnn.training.optimizer import evaluated_params
 from jaxcnn.training.samples import DataError
 from jaxcnn.training.step import TrainState
@@ -29,6 +27,7 @@ def save(path: str | Path, params: dict[str, Any], state: dict[str, Any] | None 
       ModuleNotFoundError: orbax-checkpoint is not installed; the extra "train" brings it.
 
     >>> import tempfile
+    >>> import numpy as np
     >>> path = Path(tempfile.mkdtemp()) / "network"
     >>> save(path, {"dense": {"weights": np.ones((2, 3))}})
     >>> load(path)[0]["dense"]["weights"].shape
@@ -73,7 +72,7 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def params_sha256(params: Any) -> str:
     """A digest of all parameters: their names, dtypes, shapes and bytes, in the order of the names."""
-    return _sha256(params).hexdigest()
+    return sha256_of(params).hexdigest()
 
 
 class Damaged(Exception):
@@ -93,8 +92,9 @@ def read(path: Path, like: Any = None) -> Checkpoint:
       Damaged: it cannot be read, or is not what was written.
     """
     try:
-        tree = orbax().load(path, like)
-        record = dict(orbax().metadata(path).custom_metadata)
+        with by_itself():
+            tree = orbax().load(path, like)
+            record = dict(orbax().metadata(path).custom_metadata)
     except ModuleNotFoundError:
         raise
     except Exception as error:  # of any kind, and its words may quote whole arrays
@@ -121,41 +121,10 @@ def digest(tree: Any, record: dict[str, Any]) -> str:
 
     A NamedTuple's field and a dict's key of one name are the same, since orbax gives back the one as the other.
     """
-    sha256 = _sha256(tree)
+    sha256 = sha256_of(tree)
     rest = {name: value for name, value in record.items() if name != "sha256"}
     sha256.update(json.dumps(rest, sort_keys=True).encode())
     return sha256.hexdigest()
-
-
-def _sha256(tree: Any) -> Any:
-    named = [(name_of(path), np.asarray(leaf)) for path, leaf in jax.tree.leaves_with_path(tree)]
-    sha256 = hashlib.sha256()
-    for name, array in sorted(named, key=lambda pair: pair[0]):
-        sha256.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        sha256.update(array.tobytes())
-    return sha256
-
-
-def on_host(tree: Any) -> Any:
-    """Copies, as NumPy: on a CPU a view would change when the step donates its state."""
-
-    def copy(leaf):
-        return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-
-    return jax.tree.map(copy, tree)
-
-
-def on_device(like: Any, tree: Any) -> Any:
-    """What `on_host` made, back: keys where `like` has keys."""
-
-    def back(leaf, kept):
-        return jax.random.wrap_key_data(jnp.asarray(kept)) if _is_key(leaf) else jnp.asarray(kept)
-
-    return jax.tree.map(back, like, tree)
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def orbax() -> Any:
@@ -165,3 +134,39 @@ def orbax() -> Any:
         hint = 'saving and loading need orbax-checkpoint; install it with: pip install "jaxcnn[train]"'
         raise ModuleNotFoundError(hint, name=error.name) from None
     return v1
+
+
+def by_itself() -> contextlib.AbstractContextManager[Any]:
+    """Within it orbax reads and writes for this process alone; of several it would wait for all."""
+    if not jax.distributed.is_initialized():
+        return contextlib.nullcontext()
+    alone = orbax().options.MultiprocessingOptions(**_alone())
+    return orbax().Context(multiprocessing_options=alone)
+
+
+def _alone() -> dict[str, Any]:
+    process = jax.process_index()
+    return {"primary_host": process, "active_processes": {process}, "barrier_sync_key_prefix": f"process_{process}"}
+
+
+# orbax's v1 has no way for one process of several to write: its saves compare the path among all of them. So this is
+# the manager within v1's Checkpointer, whose checkpoints v1 reads.
+def manager(folder: Path, kept: int) -> Any:
+    """Writes the checkpoints in a folder, by this process alone, and keeps so many."""
+    import orbax.checkpoint as v0
+
+    of_several: dict[str, Any] = {"multiprocessing_options": v0.options.MultiprocessingOptions(**_alone())}
+    options = v0.CheckpointManagerOptions(
+        preservation_policy=v0.checkpoint_managers.LatestN(kept),
+        cleanup_tmp_directories=True,
+        create=False,
+        **(of_several if jax.distributed.is_initialized() else {}),
+    )
+    return v0.CheckpointManager(folder, options=options)
+
+
+def written(tree: Any) -> Any:
+    """As `manager` takes it."""
+    import orbax.checkpoint as v0
+
+    return v0.args.Composite(state=v0.args.PyTreeSave(tree))

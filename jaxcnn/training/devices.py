@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH = "batch"  # the one mesh axis: the samples of a batch
@@ -78,13 +79,25 @@ def require_one_axis(function: str, mesh: Any) -> None:
 
 
 def place(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
-    """The arrays on the mesh; those that are there already are not copied."""
+    """The arrays on the mesh; those that are there already are not copied.
+
+    Where the mesh is of several processes each of them gives the whole array, or one that lies on it already.
+    """
     there = NamedSharding(mesh, spec)
 
     def move(array):  # `device_put` takes 15 µs to find that there is nothing to do
-        return array if getattr(array, "sharding", None) == there else jax.device_put(array, there)
+        if getattr(array, "sharding", None) == there or is_global(array):
+            return array
+        if there.is_fully_addressable:
+            return jax.device_put(array, there)
+        return jax.make_array_from_callback(np.shape(array), there, lambda index: array[index])
 
     return jax.tree.map(move, tree)
+
+
+def is_global(array: Any) -> bool:
+    """Whether it lies on devices of other processes too."""
+    return isinstance(array, jax.Array) and not isinstance(array, Tracer) and not array.is_fully_addressable
 
 
 def must_not_overlap(mesh: Any) -> bool:

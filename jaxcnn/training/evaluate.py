@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule, equally_varying
 from jaxcnn.rules.loss import softmax_cross_entropy
+from jaxcnn.training.devices import is_global, place
 from jaxcnn.training.metrics import counts_of
 from jaxcnn.training.step import TrainState
 
@@ -62,9 +63,12 @@ def evaluate(
         # On the devices of the parameters: each has its share of the images where they divide, else all of them.
         mesh = where.mesh if isinstance(where, NamedSharding) and len(labels[part]) % where.mesh.size == 0 else None
         data = (images[part], labels[part])
-        data = jax.device_put(data, where if mesh is None else NamedSharding(mesh, P(mesh.axis_names)))
-        logits, costs = _forward(network, loss, mesh, state.params, state.state, *data)
-        logits, cost = np.asarray(logits), np.mean(costs)
+        if isinstance(where, NamedSharding) and isinstance(where.mesh, Mesh):
+            data = place(data, where.mesh, P() if mesh is None else P(mesh.axis_names))
+        else:
+            data = jax.device_put(data, where)
+        logits, costs = map(_on_host, _forward(network, loss, mesh, state.params, state.state, *data))
+        cost = np.mean(costs)
         if np.isnan(cost):  # the loss is NaN for a label outside the classes, which has a clearer word
             loss.forward(logits, labels[part], **loss.static())
         total += float(cost) * len(labels[part])
@@ -72,6 +76,15 @@ def evaluate(
             each = counts.right(logits, jnp.asarray(labels[part]))
             right, decided = right + int(each.sum()), decided + each.size
     return {"loss": total / samples, **({"accuracy": right / decided} if decided else {}), "samples": samples}
+
+
+def _on_host(array: jax.Array) -> np.ndarray:
+    """All of it, the parts on other processes' devices too."""
+    if is_global(array) and not array.is_fully_replicated:
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -15,17 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec as P
 
 from jaxcnn.layers import Layer, with_dtypes
 from jaxcnn.rules.loss import softmax_cross_entropy
 from jaxcnn.training.augment import Augmentation, from_text
-from jaxcnn.training.checkpoint import on_host, params_sha256
+from jaxcnn.training.checkpoint import params_sha256
 from jaxcnn.training.config import Config
 from jaxcnn.training.data import DataSet, enlarged, load_data, require_same_data
 from jaxcnn.training.evaluate import evaluate
 from jaxcnn.training.finite import first_nonfinite
+from jaxcnn.training.host import on_host
 from jaxcnn.training.names import name_of
 from jaxcnn.training.optimizer import evaluated_params, make_optimizer, require_layers
+from jaxcnn.training.processes import of_all
 from jaxcnn.training.recipes import RECIPES
 from jaxcnn.training.run_folder import NO_SUMS, Chosen, RunFolder
 from jaxcnn.training.samples import DataError
@@ -149,13 +152,15 @@ def train(
     allowed, augment = run.config.skip_nonfinite, _augmentation(run.config, run.data)
     how = {"backward": run.config.backward, "microbatch": run.config.microbatch, "augment": augment}
     steps = train_steps(run.network, loss, run.optimizer, **how)
+    images, labels = (of_all(a, steps.mesh, P()) for a in (images, labels))
     watched = train_steps(run.network, loss, run.optimizer, skip_nonfinite=allowed, **how)
     done = int(state.step)
     while done < run.steps:
         epoch, position = divmod(done, run.steps_an_epoch)
         order = _order(run, epoch)
         while position < run.steps_an_epoch:
-            batches = order[position : position + CHUNK]
+            chosen_images = order[position : position + CHUNK]
+            batches = of_all(chosen_images, steps.mesh, steps.specs[-1])
             start = time.perf_counter()
             before = _copied(state)
             state, metrics = steps(state, images, labels, batches)

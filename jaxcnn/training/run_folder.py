@@ -19,7 +19,8 @@ from typing import IO, Any, NamedTuple
 import jax
 
 from jaxcnn.training import checkpoint
-from jaxcnn.training.checkpoint import Damaged, checkpoints, on_device, on_host, orbax, signed
+from jaxcnn.training.checkpoint import Damaged, checkpoints, manager, orbax, signed, written
+from jaxcnn.training.host import on_device, on_host
 from jaxcnn.training.samples import DataError
 from jaxcnn.training.step import TrainState
 
@@ -163,12 +164,12 @@ class RunFolder:
             _require_space(self.path, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
         record = signed(tree, {"run": self._run, "sums": sums, "lines": self.lines})
         with self._writing():
-            self._checkpoints.save_async(int(state.step), tree, custom_metadata=record)
+            self._checkpoints.save(int(state.step), args=written(tree), custom_metadata=record)
 
     def wait(self) -> None:
         """Until the checkpoint is written. Raises StorageError where it cannot be."""
         with self._writing():
-            self._checkpoints.wait()
+            self._checkpoints.wait_until_finished()
 
     def log(self, metrics: dict[str, Any]) -> None:
         """One more line of metrics.jsonl."""
@@ -200,13 +201,10 @@ class RunFolder:
         return config
 
     def _open(self) -> None:
-        training: Any = orbax().training
         with self._writing():
-            self._checkpoints = training.Checkpointer(
-                self.path / "checkpoints",
-                preservation_policy=training.preservation_policies.LatestN(KEPT),
-                cleanup_tmp_directories=True,
-            )
+            folder = self.path / "checkpoints"
+            folder.mkdir(exist_ok=True)
+            self._checkpoints = manager(folder, KEPT)
 
     def _take(self) -> None:
         """Takes the lock, which the kernel gives back when this process ends, however it ends."""

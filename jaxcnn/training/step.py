@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxcnn.layers import Layer
@@ -23,6 +23,7 @@ from jaxcnn.training.devices import TURN, all_devices, must_not_overlap, place, 
 from jaxcnn.training.memory import compiler_options
 from jaxcnn.training.metrics import counts_of
 from jaxcnn.training.microbatch import AUTO, automatic, check, sum_over_parts
+from jaxcnn.training.processes import require_shared
 
 
 class TrainState(NamedTuple):
@@ -198,6 +199,8 @@ class Step:
             return self._inner(state, *data)
         if self._is_default:
             return self.jitted(state, *data)(state, *data)
+        if self.mesh.is_multi_process:
+            require_shared(self.name, state, data)
         data = tuple(place(d, self.mesh, spec) for d, spec in zip(data, self.specs, strict=True))
         state = place(state, self.mesh, P())
         jitted = self.jitted(state, *data)
@@ -223,6 +226,11 @@ class Step:
 
     def eval_shape(self, state: Any, *data: Any) -> Any:
         return self._inner.eval_shape(state, *data)
+
+    @property
+    def shardings(self) -> tuple[NamedSharding, ...]:
+        """How each array of the data lies on the mesh."""
+        return tuple(NamedSharding(self.mesh, spec) for spec in self.specs)
 
     def _require_fresh(self, state: Any) -> None:
         if not isinstance(state, TrainState):
