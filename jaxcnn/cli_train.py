@@ -118,13 +118,14 @@ def _train(arguments: Train, named: set[str], name: str) -> int:
     from jaxcnn.training.devices import available_cores, keep_compiled_programs, use_cpu_cores
     from jaxcnn.training.first_folder import run_folder
     from jaxcnn.training.loop import Diverged, Interrupted, describe, finished, from_folder, new_folder, prepare
-    from jaxcnn.training.processes import agreed, is_first, require_same_words, several
+    from jaxcnn.training.processes import agreed, is_first, require_equal_devices, require_same_words, several
     from jaxcnn.training.run_folder import StorageError
 
     resume = arguments.resume is not None
     if several():  # how many cores is fixed with the first word between them
         use_cpu_cores(arguments.cores or 1)
         keep_compiled_programs()
+        require_equal_devices()
         require_same_words({"--resume": resume})
     # A path may hold brackets.
     console = Console(highlight=False, markup=False, soft_wrap=True, quiet=not is_first())

@@ -6,6 +6,7 @@ jax starts a service in process 0, the coordinator, which the others report to. 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
@@ -27,6 +28,7 @@ from jaxcnn.training.samples import DataError
 HEARTBEAT = 20  # seconds without a word, after which a process counts as lost
 MEETING = 120  # seconds in which all must have come
 TEXT = 1024  # bytes of an error that the others are told
+GO_ON = "; start all processes again, with --resume where there is a run"
 
 T = TypeVar("T")
 
@@ -123,9 +125,6 @@ def together(here: Place | None, coordinator: str | None, *, meeting: float = ME
         last_words.forget()
 
 
-GO_ON = "; start all processes again, with --resume where there is a run"
-
-
 def _not_met(here: Place, coordinator: str | None, meeting: float) -> str:
     where = coordinator or "the coordinator that jax found"
     return (
@@ -157,7 +156,7 @@ class _LastWords:
         self._shell = subprocess.Popen(["sh", "-c", script, line], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
 
     def forget(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # it has ended, or was told before
             self._shell.communicate(b"forget\n")
 
     def end(self, line: str, status: int) -> None:
@@ -170,12 +169,21 @@ class _LastWords:
 
 
 def several() -> bool:
+    """Whether this process is one of several, which have met."""
     return jax.distributed.is_initialized()
 
 
 def is_first() -> bool:
     """Whether this process is the one that writes and prints: the only one, or process 0."""
     return not several() or jax.process_index() == 0
+
+
+def require_equal_devices() -> None:
+    """Raises Agreed where one process has more devices than another, with which jax's collectives cannot do."""
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        each = ", ".join(str(counts[process]) for process in sorted(counts))
+        raise Agreed(f"--cores: the processes have {each} devices; required the same number on all")
 
 
 def of_all(array: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
