@@ -9,7 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxcnn.rules.window import is_whole
 
 BATCH = "batch"  # the one mesh axis: the samples of a batch
 TURN = threading.RLock()  # who holds it may execute on several CPU devices: the process has one pool of threads for all
@@ -24,12 +26,16 @@ def use_cpu_cores(n: int | None = None) -> int:
       n: how many; all the cores this process may use when None.
 
     Raises:
-      ValueError: n less than 1. RuntimeError: jax has used a device already, and then the number is fixed.
+      TypeError: n no whole number. ValueError: n less than 1. RuntimeError: jax has used a device already, and then the
+      number is fixed.
 
     >>> use_cpu_cores()  # doctest: +SKIP
     2
     """
     n = available_cores() if n is None else n
+    if not is_whole(n):
+        raise TypeError(f"use_cpu_cores: n must be a whole number or None, got {n!r}")
+    n = int(n)  # jax takes none of NumPy's
     if n < 1:
         raise ValueError(f"use_cpu_cores: n must be at least 1, got {n}")
     try:
@@ -72,7 +78,9 @@ def all_devices() -> Mesh:
 
 
 def require_one_axis(function: str, mesh: Any) -> None:
-    """Raises ValueError for a mesh whose axes a step does not know what to do with."""
+    """Raises TypeError or ValueError for what is no mesh, or one whose axes a step does not know what to do with."""
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        raise TypeError(f"{function}: mesh must be a jax.sharding.Mesh, as jax.make_mesh makes, got {mesh!r}")
     if len(mesh.axis_names) != 1:
         raise ValueError(f"{function}: mesh must have one axis, the batch; got axes {mesh.axis_names}")
 

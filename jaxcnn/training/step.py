@@ -97,8 +97,8 @@ def train_step(
       whether the step was.
 
     Raises:
-      ValueError: an unknown `backward`; a mesh of more than one axis; when called: a batch that does not divide by the
-      devices, and whatever the network and the loss refuse.
+      TypeError: an argument of another type. ValueError: an unknown `backward`; a mesh of more than one axis; when
+      called: a batch that does not divide by the devices, and whatever the network and the loss refuse.
 
     >>> import jaxcnn
     >>> network, optimizer = jaxcnn.models.source(), optax.sgd(0.1)
@@ -110,7 +110,7 @@ def train_step(
     """
     mesh = all_devices() if mesh is None else mesh
     one = _one_step("train_step", network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh)
-    return Step("train_step", one, mesh, (P(mesh.axis_names), P(mesh.axis_names)))
+    return Step("train_step", one, mesh, {"images": P(mesh.axis_names), "labels": P(mesh.axis_names)})
 
 
 def train_steps(
@@ -143,6 +143,10 @@ def train_steps(
     one = _one_step("train_steps", network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh)
 
     def many(state, images, labels, indices):
+        if indices.ndim != 2 or not jnp.issubdtype(indices.dtype, jnp.integer):
+            got = f"{indices.dtype} of {indices.ndim} axes"
+            raise TypeError(f"train_steps: indices must be whole numbers, (steps, batch), got {got}")
+
         def step(state, chosen):
             # An index that names no sample gives NaN and an invalid label, not some other sample.
             chosen = jnp.where(chosen < 0, len(images), chosen)
@@ -150,7 +154,7 @@ def train_steps(
 
         return lax.scan(step, state, indices)
 
-    return Step("train_steps", many, mesh, (P(), P(), P(None, mesh.axis_names)))
+    return Step("train_steps", many, mesh, {"images": P(), "labels": P(), "indices": P(None, mesh.axis_names)})
 
 
 def shuffled(samples: int, batch: int, *, seed: int, epoch: int) -> jax.Array:
@@ -185,9 +189,9 @@ class Step:
     `lower` and `trace` are those of the jitted function; `jax.export.export` takes a Step as well.
     """
 
-    def __init__(self, name: str, function: Callable[..., Any], mesh: Mesh, specs: tuple[P, ...]):
+    def __init__(self, name: str, function: Callable[..., Any], mesh: Mesh, specs: dict[str, P]):
         if mesh.size > 1:
-            function = jax.shard_map(function, mesh=mesh, in_specs=(P(), *specs), out_specs=P())
+            function = jax.shard_map(function, mesh=mesh, in_specs=(P(), *specs.values()), out_specs=P())
         self.name, self.mesh, self.specs = name, mesh, specs
         self._is_default = mesh.size == 1 and isinstance(mesh, Mesh) and mesh.devices.flat[0] == jax.devices()[0]
         self._inner = jax.jit(function)  # jax takes options for the compiler at the top level alone
@@ -197,13 +201,12 @@ class Step:
 
     def __call__(self, state: TrainState, *data: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         self._require_fresh(state)
-        data = tuple(map(jnp.asarray, data))
-        self._require_whole_shares(data)
+        data = self._as_arrays(data)
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, data))):
             return self._inner(state, *data)
         if self._is_default:
             return self.jitted(state, *data)
-        data = tuple(place(d, self.mesh, spec) for d, spec in zip(data, self.specs, strict=True))
+        data = tuple(place(d, self.mesh, spec) for d, spec in zip(data, self.specs.values(), strict=True))
         state = place(state, self.mesh, P())
         if not must_not_overlap(self.mesh):
             return self.jitted(state, *data)
@@ -216,16 +219,28 @@ class Step:
         if isinstance(state.step, jax.Array) and not isinstance(state.step, Tracer) and state.step.is_deleted():
             raise ValueError(f"{self.name}: an earlier step has used up this state; go on with the one it returned")
 
-    def _require_whole_shares(self, data: tuple[Any, ...]) -> None:
+    def _as_arrays(self, data: tuple[Any, ...]) -> tuple[jax.Array, ...]:
+        """The data, checked: arrays whose batch divides by the devices."""
         if len(data) != len(self.specs):
-            raise TypeError(f"{self.name}: takes a state and {len(self.specs)} arrays, got {len(data)} arrays")
-        for array, spec in zip(data, self.specs, strict=True):
-            batch = np.shape(array)[len(spec) - 1] if len(spec) else 0  # the sharded axis is the spec's last
-            if batch % self.mesh.size:
+            raise TypeError(f"{self.name}: takes a state and {', '.join(self.specs)}, got {len(data)} arrays")
+        arrays = []
+        for (argument, spec), value in zip(self.specs.items(), data, strict=True):
+            try:
+                array = jnp.asarray(value)
+            except (TypeError, ValueError) as error:
+                got = type(value).__name__
+                raise TypeError(f"{self.name}: {argument} must be an array of numbers, got {got}") from error
+            axis = max(0, len(spec) - 1)  # the sharded axis is the spec's last
+            if array.ndim <= axis:
+                what = f"the {'batch' if len(spec) else 'samples'} on axis {axis}"
+                raise ValueError(f"{self.name}: {argument} must have {what}, got shape {array.shape}")
+            if len(spec) and array.shape[axis] % self.mesh.size:
                 raise ValueError(
-                    f"{self.name}: a batch of {batch} does not divide by {self.mesh.size} devices; take a multiple of "
-                    f"{self.mesh.size}, or a mesh of fewer devices"
+                    f"{self.name}: a batch of {array.shape[axis]} does not divide by {self.mesh.size} devices; take a "
+                    f"multiple of {self.mesh.size}, or a mesh of fewer devices"
                 )
+            arrays.append(array)
+        return tuple(arrays)
 
 
 def _one_step(name, network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh):
