@@ -160,7 +160,7 @@ def train(
         order = _order(run, epoch)
         while position < run.steps_an_epoch:
             chosen_images = order[position : position + CHUNK]
-            batches = of_all(chosen_images, steps.mesh, steps.specs[-1])
+            batches = of_all(chosen_images, steps.mesh, steps.specs["indices"])
             start = time.perf_counter()
             before = _copied(state)
             state, metrics = steps(state, images, labels, batches)
