@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH = "batch"  # the one mesh axis: the samples of a batch
@@ -77,7 +78,7 @@ def require_one_axis(function: str, mesh: Any) -> None:
         raise ValueError(f"{function}: mesh must have one axis, the batch; got axes {mesh.axis_names}")
 
 
-def place(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+def place(tree: Any, mesh: Any, spec: PartitionSpec) -> Any:
     """The arrays on the mesh; those that are there already are not copied.
 
     Where the mesh is of several processes each of them gives the whole array, or one that lies on it already.
@@ -96,7 +97,7 @@ def place(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
 
 def is_global(array: Any) -> bool:
     """Whether it lies on devices of other processes too."""
-    return isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer) and not array.is_fully_addressable
+    return isinstance(array, jax.Array) and not isinstance(array, Tracer) and not array.is_fully_addressable
 
 
 def must_not_overlap(mesh: Any) -> bool:

@@ -204,7 +204,7 @@ class Step:
             return self.jitted(state, *data)
         if self.mesh.is_multi_process:
             require_shared(self.name, state, data)
-        data = tuple(place(d, there.mesh, there.spec) for d, there in zip(data, self.shardings, strict=True))
+        data = tuple(place(d, self.mesh, spec) for d, spec in zip(data, self.specs, strict=True))
         state = place(state, self.mesh, P())
         if not must_not_overlap(self.mesh):
             return self.jitted(state, *data)
