@@ -145,6 +145,9 @@ def by_itself() -> contextlib.AbstractContextManager[Any]:
 
 
 def _alone() -> dict[str, Any]:
+    """orbax' options for that."""
+    if not jax.distributed.is_initialized():
+        return {}
     process = jax.process_index()
     return {"primary_host": process, "active_processes": {process}, "barrier_sync_key_prefix": f"process_{process}"}
 
@@ -155,12 +158,11 @@ def manager(folder: Path, kept: int) -> Any:
     """Writes the checkpoints in a folder, by this process alone, and keeps so many."""
     import orbax.checkpoint as v0
 
-    of_several: dict[str, Any] = {"multiprocessing_options": v0.options.MultiprocessingOptions(**_alone())}
     options = v0.CheckpointManagerOptions(
         preservation_policy=v0.checkpoint_managers.LatestN(kept),
         cleanup_tmp_directories=True,
-        create=False,
-        **(of_several if jax.distributed.is_initialized() else {}),
+        create=False,  # it would wait for the other processes
+        multiprocessing_options=v0.options.MultiprocessingOptions(**_alone()),
     )
     return v0.CheckpointManager(folder, options=options)
 

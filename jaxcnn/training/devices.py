@@ -88,7 +88,7 @@ def require_one_axis(function: str, mesh: Any) -> None:
         raise ValueError(f"{function}: mesh must have one axis, the batch; got axes {mesh.axis_names}")
 
 
-def place(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+def place(tree: Any, mesh: Any, spec: PartitionSpec) -> Any:
     """The arrays on the mesh; those that are there already are not copied.
 
     Where the mesh is of several processes each of them gives the whole array, or one that lies on it already.
