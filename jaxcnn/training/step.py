@@ -107,8 +107,9 @@ def train_step(
     (1, 2.62)
     """
     mesh = all_devices() if mesh is None else mesh
-    one = _one_step("train_step", network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh)
-    return Step("train_step", one, mesh, (P(mesh.axis_names), P(mesh.axis_names)))
+    one = one_step("train_step", network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh)
+    specs = (P(mesh.axis_names), P(mesh.axis_names))
+    return Step("train_step", _shared(one, mesh, specs), mesh, specs)
 
 
 def train_steps(
@@ -138,7 +139,7 @@ def train_steps(
     (2, (2,))
     """
     mesh = all_devices() if mesh is None else mesh
-    one = _one_step("train_steps", network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh)
+    one = one_step("train_steps", network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh)
 
     def many(state, images, labels, indices):
         def step(state, chosen):
@@ -148,7 +149,8 @@ def train_steps(
 
         return lax.scan(step, state, indices)
 
-    return Step("train_steps", many, mesh, (P(), P(), P(None, mesh.axis_names)))
+    specs = (P(), P(), P(None, mesh.axis_names))
+    return Step("train_steps", _shared(many, mesh, specs), mesh, specs)
 
 
 def shuffled(samples: int, batch: int, *, seed: int, epoch: int) -> jax.Array:
@@ -178,14 +180,12 @@ IN_ORDER = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 class Step:
-    """A jitted step over a mesh: (state, *data) -> (state, metrics).
+    """A jitted step over a mesh: (state, *data) -> (state, metrics), the state the same on all devices.
 
     `lower` and `trace` are those of the jitted function; `jax.export.export` takes a Step as well.
     """
 
     def __init__(self, name: str, function: Callable[..., Any], mesh: Mesh, specs: tuple[P, ...]):
-        if mesh.size > 1:
-            function = jax.shard_map(function, mesh=mesh, in_specs=(P(), *specs), out_specs=P())
         self.name, self.mesh, self.specs = name, mesh, specs
         self._is_default = mesh.size == 1 and isinstance(mesh, Mesh) and mesh.devices.flat[0] == jax.devices()[0]
         self._inner = jax.jit(function)  # jax takes options for the compiler at the top level alone
@@ -226,8 +226,13 @@ class Step:
                 )
 
 
-def _one_step(name, network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh):
-    """(state, images, labels) -> (state, metrics), on each device with its share of the batch."""
+def _shared(function: Callable[..., Any], mesh: Mesh, specs: tuple[P, ...]) -> Callable[..., Any]:
+    """Run by each device with its share of the data."""
+    return jax.shard_map(function, mesh=mesh, in_specs=(P(), *specs), out_specs=P()) if mesh.size > 1 else function
+
+
+def one_step(name, network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh):
+    """(state, images, labels) -> (state, metrics), on each device of a mesh with its share of a batch; else on one."""
     if backward not in BACKWARD:
         raise ValueError(f"{name}: backward must be one of {', '.join(BACKWARD)}, got {backward!r}")
     if not isinstance(loss, Rule):
@@ -236,9 +241,11 @@ def _one_step(name, network, loss, optimizer, backward, microbatch, augment, ski
         raise TypeError(f"{name}: optimizer must be an optax optimizer, made by a call as optax.adam(1e-3)")
     if not (augment is None or callable(augment)):
         raise TypeError(f"{name}: augment must be a function of (key, images), got {type(augment).__name__}")
-    require_one_axis(name, mesh)
     check(name, microbatch)
-    axis = mesh.axis_names[0] if mesh.size > 1 else None
+    axis, devices = None, 1
+    if mesh is not None:
+        require_one_axis(name, mesh)
+        axis, devices = mesh.axis_names[0] if mesh.size > 1 else None, mesh.size
     gradient = BACKWARD[backward]
 
     def one(state: TrainState, images, labels):
@@ -252,7 +259,7 @@ def _one_step(name, network, loss, optimizer, backward, microbatch, augment, ski
         def in_parts(microbatch):
             count = parts(name, images.shape[0], microbatch)
             # Each part of the batch, a micro-batch of a device, counts 1/parts: all that follows are plain sums.
-            share = 1 / (count * mesh.size)
+            share = 1 / (count * devices)
 
             def whole(params, net_state, images, labels, key):
                 def part(net_state, images, labels, key):
