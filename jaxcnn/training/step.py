@@ -119,9 +119,9 @@ def train_step(
     (1, 2.62)
     """
     mesh = all_devices() if mesh is None else mesh
-    one = _one_step("train_step", network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh)
+    one = one_step("train_step", network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh)
     specs = {"images": P(mesh.axis_names), "labels": P(mesh.axis_names)}
-    return Step("train_step", one, mesh, specs, in_pieces=True)
+    return Step("train_step", _shared(one, mesh, specs), mesh, specs, in_pieces=True)
 
 
 def train_steps(
@@ -151,7 +151,7 @@ def train_steps(
     (2, (2,))
     """
     mesh = all_devices() if mesh is None else mesh
-    one = _one_step("train_steps", network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh)
+    one = one_step("train_steps", network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh)
 
     def many(state, images, labels, indices):
         if indices.ndim != 2 or not jnp.issubdtype(indices.dtype, jnp.integer):
@@ -166,7 +166,7 @@ def train_steps(
         return lax.scan(step, state, indices)
 
     specs = {"images": P(), "labels": P(), "indices": P(None, mesh.axis_names)}
-    return Step("train_steps", many, mesh, specs, in_pieces=False)
+    return Step("train_steps", _shared(many, mesh, specs), mesh, specs, in_pieces=False)
 
 
 def shuffled(samples: int, batch: int, *, seed: int, epoch: int) -> jax.Array:
@@ -191,14 +191,12 @@ def _batches(key: jax.Array, samples: int, batch: int) -> jax.Array:
 
 
 class Step:
-    """A jitted step over a mesh: (state, *data) -> (state, metrics).
+    """A jitted step over a mesh: (state, *data) -> (state, metrics), the state the same on all devices.
 
     `lower`, `trace` and `eval_shape` are those of the jitted function; `jax.export.export` takes a Step as well.
     """
 
     def __init__(self, name: str, function: Callable[..., Any], mesh: Mesh, specs: dict[str, P], *, in_pieces: bool):
-        if mesh.size > 1:
-            function = jax.shard_map(function, mesh=mesh, in_specs=(P(), *specs.values()), out_specs=P())
         self.name, self.mesh, self.specs = name, mesh, specs
         self._is_default = mesh.size == 1 and isinstance(mesh, Mesh) and mesh.devices.flat[0] == jax.devices()[0]
         self._function, self._in_pieces = function, in_pieces
@@ -275,8 +273,15 @@ class Step:
         return tuple(arrays)
 
 
-def _one_step(name, network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh):
-    """(state, images, labels) -> (state, metrics), on each device with its share of the batch."""
+def _shared(function: Callable[..., Any], mesh: Mesh, specs: dict[str, P]) -> Callable[..., Any]:
+    """Run by each device with its share of the data."""
+    if mesh.size == 1:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=(P(), *specs.values()), out_specs=P())
+
+
+def one_step(name, network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh):
+    """(state, images, labels) -> (state, metrics), on each device of a mesh with its share of a batch; else on one."""
     if backward not in BACKWARD:
         raise ValueError(f"{name}: backward must be one of {', '.join(BACKWARD)}, got {backward!r}")
     if not isinstance(loss, Rule):
@@ -285,9 +290,11 @@ def _one_step(name, network, loss, optimizer, backward, microbatch, augment, ski
         raise TypeError(f"{name}: optimizer must be an optax optimizer, made by a call as optax.adam(1e-3)")
     if not (augment is None or callable(augment)):
         raise TypeError(f"{name}: augment must be a function of (key, images), got {type(augment).__name__}")
-    require_one_axis(name, mesh)
     check(name, microbatch)
-    axis = mesh.axis_names[0] if mesh.size > 1 else None
+    axis, devices = None, 1
+    if mesh is not None:
+        require_one_axis(name, mesh)
+        axis, devices = mesh.axis_names[0] if mesh.size > 1 else None, mesh.size
     gradient = BACKWARD[backward]
 
     def one(state: TrainState, images, labels):
@@ -304,7 +311,7 @@ def _one_step(name, network, loss, optimizer, backward, microbatch, augment, ski
             def whole(params, net_state, images, labels, key):
                 def part(net_state, images, labels, key):
                     # A part of the batch counts by its number of images: all that follows are plain sums.
-                    share = images.shape[0] / max(1, samples * mesh.size)  # the loss refuses 0 images
+                    share = images.shape[0] / max(1, samples * devices)  # the loss refuses 0 images
                     return gradient(network, loss, share, params, net_state, images, labels, key)
 
                 if size >= samples:
