@@ -34,9 +34,9 @@ class Train:
     CIFAR-10's binary version; or an .npz file with Keras' or MedMNIST's names."""
     data_dir: Annotated[Path | None, _FOLDER] = None
     """Where Fashion-MNIST's four files are (the folder of Debian's package dataset-fashion-mnist)."""
-    model: Literal["source", "lenet5", "two_conv", "all_conv", "resnet20", "resnet9", "mobilenet_v2", "convnext"] = (
-        "source"
-    )
+    model: Literal[
+        "source", "lenet5", "two_conv", "vgg", "all_conv", "resnet20", "resnet9", "mobilenet_v2", "convnext"
+    ] = "source"
     """The source's network, two more small ones, or a larger one for 32×32, to which the digits are scaled up."""
     backward: Literal["manual", "autodiff"] = "manual"
     """The hand-written backward passes, or jax.grad's for comparison."""
