@@ -275,6 +275,7 @@ def test_black_is_each_seeds_own(rng):
 
 def test_no_more_images_at_once_than_memory_is_meant_for(run, monkeypatch):
     assert chunk.steps_at_once(run) == 25
+    assert chunk.steps_at_once(run._replace(config=dataclasses.replace(run.config, model="resnet20"))) == 2
     monkeypatch.setattr(chunk, "GATHERED", 10 * 3 * 32 * 8 * 8 * 4)
     assert chunk.steps_at_once(run) == 10
     monkeypatch.setattr(chunk, "GATHERED", 1)

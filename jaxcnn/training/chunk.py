@@ -16,6 +16,7 @@ from jaxcnn.training.config import Config
 from jaxcnn.training.data import DataSet
 from jaxcnn.training.devices import all_devices, place
 from jaxcnn.training.processes import of_all
+from jaxcnn.training.recipes import RECIPES
 from jaxcnn.training.run_folder import steps_done
 from jaxcnn.training.samples import DataError
 from jaxcnn.training.seeds import seeds_step
@@ -24,7 +25,7 @@ from jaxcnn.training.step import TrainState, shuffled, train_steps
 if TYPE_CHECKING:
     from jaxcnn.training.loop import Run
 
-CHUNK = 100  # steps in one scan: few enough to show progress and to stop soon
+CHUNK = 100  # steps in one scan, a tenth for the larger networks: few enough to show progress and to stop in seconds
 GATHERED = 2**28  # bytes of the images of one scan, where they are brought for it
 
 
@@ -45,10 +46,11 @@ def on_devices(run: Run) -> tuple[Any, ...] | None:
 
 
 def steps_at_once(run: Run) -> int:
+    most = CHUNK if RECIPES[run.config.model].size < 32 else CHUNK // 10
     if run.config.seeds == 1:
-        return CHUNK
+        return most
     images = run.data[0].train.images
-    return max(1, min(CHUNK, GATHERED // (run.config.seeds * run.config.batch_size * images[0].nbytes)))
+    return max(1, min(most, GATHERED // (run.config.seeds * run.config.batch_size * images[0].nbytes)))
 
 
 def steps_of(run: Run, data: tuple[Any, ...] | None, skip_nonfinite: int | None) -> Callable[..., Any]:
