@@ -225,7 +225,7 @@ BAD_ARGUMENTS = {
     "no command": ("", "Expected one of {train, verify, bench, summary}; see jaxcnn --help"),
     "no such command": ("trian", "Unrecognized options: trian; see jaxcnn --help"),
     "unknown option": ("train --epoch 2", "Unrecognized options: --epoch, 2; did you mean --epochs? see jaxcnn --help"),
-    "bad choice": ("train --model vgg", "invalid choice 'vgg' for argument '--model'. Expected one of ('source', "),
+    "bad choice": ("train --model vgg16", "invalid choice 'vgg16' for argument '--model'. Expected one of ('source', "),
     "bad number": ("train --epochs ten", "--epochs: got ten, required a whole number; see jaxcnn --help"),
     "fraction of an epoch": ("train --epochs 1.5", "--epochs: got 1.5, required a whole number; see"),
     "half an image": ("train --batch-size 1.5", "--batch-size: got 1.5, required a whole number; see jaxcnn --help"),
