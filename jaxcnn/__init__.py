@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from jaxcnn.training.checkpoint import load, save
     from jaxcnn.training.devices import use_cpu_cores
     from jaxcnn.training.evaluate import evaluate
+    from jaxcnn.training.gradients import alignment, gradients
     from jaxcnn.training.per_sample import per_sample_gradients
     from jaxcnn.training.seeds import init_train_states, train_seeds
     from jaxcnn.training.step import TrainState, init_train_state, shuffled, train_step, train_steps
@@ -146,6 +147,7 @@ __all__ = [
     "__version__",
     "adaptive_avg_pool",
     "add",
+    "alignment",
     "augment",
     "avg_pool",
     "backproplayer",
@@ -167,6 +169,7 @@ __all__ = [
     "gelu",
     "global_avg_pool",
     "global_max_pool",
+    "gradients",
     "group_norm",
     "hard_sigmoid",
     "hard_swish",
@@ -223,7 +226,9 @@ _LAZY = {
     "Options": "jaxcnn.verification.verify",
     "Report": "jaxcnn.verification.report",
     "TrainState": "jaxcnn.training.step",
+    "alignment": "jaxcnn.training.gradients",
     "evaluate": "jaxcnn.training.evaluate",
+    "gradients": "jaxcnn.training.gradients",
     "init_train_state": "jaxcnn.training.step",
     "init_train_states": "jaxcnn.training.seeds",
     "load": "jaxcnn.training.checkpoint",
