@@ -1,0 +1,375 @@
+"""The experiments on training: what they share, that each runs, and that its result is what its code and README say."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxcnn
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+README = (FOLDER / "README.md").read_text(encoding="utf-8")
+NAMES = ("pooling_ties", "relu_at_zero", "manual_vs_autodiff", "famous_mistakes")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder():
+    """They are imported as their own runs import them, with what they share from the folder above."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        patch.syspath_prepend(FOLDER / "famous_mistakes")
+        yield
+        for name in ("common", "mistakes"):
+            sys.modules.pop(name, None)
+
+
+def experiment(name: str) -> ModuleType:
+    """Its run.py; under a name of its own, for there are many."""
+    spec = importlib.util.spec_from_file_location(f"experiment_{name}", FOLDER / name / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def common():
+    return importlib.import_module("common")
+
+
+def result_of(name: str) -> dict:
+    return json.loads((FOLDER / name / "result.json").read_text(encoding="utf-8"))
+
+
+# --- each experiment ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_quick_runs(name, tmp_path):
+    assert experiment(name).main(["--quick", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert record["command"] == f"python experiments/{name}/run.py --quick"
+    assert set(record["versions"]) >= {"python", "jax", "optax"}
+    assert record["cpu"]
+    assert str(FOLDER) not in json.dumps(record)
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_whole_run_is_committed_and_listed(name):
+    record = result_of(name)
+    assert record["command"] == f"python experiments/{name}/run.py"
+    assert (FOLDER / name / f"{name}.png").stat().st_size > 10_000
+    row = next(line for line in README.splitlines() if line.startswith(f"| [{name}]"))
+    assert f"`{record['command']}`" in row
+    assert f"{name}/result.json" in row
+    assert f"{name}/{name}.png" in row
+
+
+# --- pooling_ties ---------------------------------------------------------------------------------------------------
+
+
+def test_ties_are_counted_before_and_behind_the_relu():
+    """Four windows: no tie; one above zero; one of negative values; one that the ReLU makes."""
+    z = jnp.array([[1.0, 2, 5, 5], [3, 4, 1, 0], [-1, -1, -3, 0], [-2, -5, -1, -2]])[None, ..., None]
+    ties = experiment("pooling_ties").ties_of(z)
+    assert {name: float(share) for name, share in ties.items()} == {"before": 0.5, "after": 0.75, "above zero": 0.25}
+
+
+def test_pooling_ties_says_what_was_found():
+    module, record = experiment("pooling_ties"), result_of("pooling_ties")
+    assert [tuple(r[k] for k in ("data", "dtype")) for r in record["results"]] == [
+        (data, dtype) for data in module.SEEDS for dtype in module.DTYPES
+    ]
+    assert all(r["seeds"] == list(module.SEEDS[r["data"]]) for r in record["results"])
+    assert (record["rates"], record["epochs"]) == (list(module.RATES), module.EPOCHS)
+    assert record["relu_and_pooling_commute"]
+    for result in record["results"]:
+        assert f"\n{module.row(result)}\n" in README
+
+
+# --- relu_at_zero ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_slope_is_the_derivative_at_0_alone(dtype):
+    module = experiment("relu_at_zero")
+    x = jnp.array([-1.0, -0.0, 0.0, 2.0], dtype)
+    dx, dslope = jax.vjp(module.relu, x, jnp.array(0.25))[1](jnp.full(4, 3.0, dtype))
+    assert dx.tolist() == [0, 0.75, 0.75, 3]
+    assert float(dslope) == 0
+    assert jaxcnn.verify(module.relu, np.linspace(-1, 1, 8), np.zeros(())).ok
+
+
+def test_relu_at_zero_says_what_was_found():
+    module, record = experiment("relu_at_zero"), result_of("relu_at_zero")
+    assert [(r["data"], r["dtype"], r["seeds"]) for r in record["results"]] == [
+        (data, dtype, list(seeds)) for data, seeds in module.SEEDS.items() for dtype in module.DTYPES
+    ]
+    assert (record["rates"], record["epochs"]) == (list(module.RATES), module.EPOCHS)
+    for result in record["results"]:
+        assert [g["slope"] for g in result["by_slope"]] == list(module.SLOPES)
+        assert f"\n{module.row(result)}\n" in README
+
+
+# --- manual_vs_autodiff ---------------------------------------------------------------------------------------------
+
+
+def test_errors_are_in_units_of_the_largest_element():
+    module = experiment("manual_vs_autodiff")
+    exact = {"a": np.array([3.0, 4.0]), "b": np.array([0.5])}
+    unit = 2.0**-23
+    got = {"a": np.array([3.0, 4 + 8 * unit]), "b": np.array([0.5 + 6 * unit / 2])}
+    ulps, relative = module.errors(got, exact, "float32")
+    assert ulps == pytest.approx(6)  # of b, whose unit is half of float32's at 1; of a they are 2
+    assert relative == pytest.approx(np.hypot(8, 3) * unit / np.sqrt(25.25))
+
+
+def test_a_trajectory_by_autodiff_is_the_same_again_and_another_in_another_order():
+    module = experiment("manual_vs_autodiff")
+    split = importlib.import_module("common").digits((0, 1))
+    runs = [module.trajectory("float32", split, (0, 1), 3, "autodiff", other)[0] for other in (False, False, True)]
+    assert runs[0].shape[:2] == (3, 2)
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert (runs[0] != runs[2]).any()
+    np.testing.assert_allclose(runs[0], runs[2], atol=1e-5)
+
+
+def test_manual_vs_autodiff_says_what_was_found():
+    module, record = experiment("manual_vs_autodiff"), result_of("manual_vs_autodiff")
+    assert (record["seeds"], record["steps"]) == (list(module.SEEDS), module.STEPS)
+    assert {n["network"] for n in record["networks"]} == set(module.NETWORKS)
+    assert {r["rule"] for r in record["rules"]} >= {"conv2d", "max_pool", "relu", "sigmoid", "softmax_cross_entropy"}
+    assert module.in_words(record["rules"], record["networks"], record["training"]) in README
+
+
+# --- famous_mistakes ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mistakes():
+    return importlib.import_module("mistakes")
+
+
+def test_each_mistake_is_one(mistakes):
+    from planted_faults import really_wrong
+
+    assert [m.name for m in mistakes.MISTAKES if not really_wrong(m.fault)] == []
+    names = [m.name for m in mistakes.MISTAKES]
+    assert len(set(names)) == len(names)
+
+
+def test_each_mistake_is_made_in_the_network_and_the_right_one_is_right(mistakes, common):
+    """All gradients in one program; of the right network they are autodiff's."""
+    network, (images, labels) = mistakes.network_of(mistakes.MISTAKES), mistakes.sample_of(mistakes.BATCH)
+    state = jaxcnn.init_train_state(network, optax.sgd(0.1), 0, (8, 8, 1))
+    # Another step's images are what a stale layer remembers.
+    _, kept, _ = network.forward(state.params, state.state, images[::-1], train=True)
+    # Scales of 1 and biases of 0 would hide some.
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape).astype(p.dtype), state.params)
+    state = state._replace(state=kept, params=params)
+
+    def of(variant):
+        own = state._replace(state=common.with_leaves(state.state, "variant", variant))
+        return jaxcnn.gradients(network, jaxcnn.softmax_cross_entropy, own, images, labels)
+
+    every = jax.jit(lambda variants: jax.lax.map(of, variants))(jnp.arange(1 + len(mistakes.MISTAKES)))
+    right = jax.tree.map(lambda leaf: leaf[0], every)
+    expected = jaxcnn.gradients(network, jaxcnn.softmax_cross_entropy, state, images, labels, backward="autodiff")
+    for name, (cosine, ratio) in jaxcnn.alignment(right, expected).items():
+        assert float(cosine) == pytest.approx(1, abs=1e-5), name
+        assert float(ratio) == pytest.approx(1, abs=1e-5), name
+    same = [
+        m.name
+        for i, m in enumerate(mistakes.MISTAKES, 1)
+        if all(
+            np.allclose(leaf[i], leaf[0], rtol=1e-5, atol=1e-6 * np.abs(leaf[0]).max())
+            for leaf in jax.tree.leaves(every)
+        )
+    ]
+    # Nothing in this network ties but zeros, behind a ReLU, and no cotangent is as large as 1.
+    assert set(same) <= {"all ties get the gradient", "dy clipped to ±1"}
+
+
+def test_outcomes_and_what_is_hidden():
+    module = experiment("famous_mistakes")
+    right = np.array([[2.0, 1.0], [1.8, 1.2]])
+    assert module.within(np.array([1.9, 1.1]), right)
+    assert not module.within(np.array([1.9, 0.9]), right)
+    assert not module.within(np.array([1.9, np.nan]), right)
+
+    def result(mean, low, high, inside):
+        return {
+            "test_accuracy": {"mean": mean},
+            "minus_right": {"low": low, "high": high},
+            "loss_within_right_seeds": inside,
+        }
+
+    cases = {
+        "no difference": (0.95, -0.01, 0.01, True),
+        "worse": (0.9, -0.06, -0.01, True),
+        "better": (0.97, 0.01, 0.02, True),
+        "fails": (0.1, -0.9, -0.8, False),
+    }
+    assert {name: module.outcome(result(*case)) for name, case in cases.items()} == {name: name for name in cases}
+    assert [module.hidden(result(*case)) for case in cases.values()] == [True, False, False, False]
+    assert not module.hidden(result(0.95, -0.01, 0.01, False))
+
+
+def test_famous_mistakes_says_what_was_found(mistakes):
+    module, record = experiment("famous_mistakes"), result_of("famous_mistakes")
+    assert [e["mistake"] for e in record["mistakes"]] == [m.name for m in mistakes.MISTAKES]
+    assert (record["seeds"], record["epochs"]) == (list(module.SEEDS), module.EPOCHS)
+    assert record["counts"] == json.loads(json.dumps(module.counts(record["mistakes"])))
+    assert module.table(record["right"], record["mistakes"]) in README
+    for entry in record["mistakes"]:
+        for result in entry["training"].values():
+            assert (result["outcome"], result["hidden"]) == (module.outcome(result), module.hidden(result))
+
+
+def test_the_verifier_says_so_still(mistakes):
+    """Of three, what is in the record."""
+    module, record = experiment("famous_mistakes"), result_of("famous_mistakes")
+    for name in module.QUICK[:3]:
+        mistake = next(m for m in mistakes.MISTAKES if m.name == name)
+        entry = next(e for e in record["mistakes"] if e["mistake"] == name)
+        report = jaxcnn.verify(mistake.fault.rule, *mistake.fault.arrays, **mistake.fault.static)
+        assert (report.findings[0].cause, report.findings[0].message) == (entry["verifier"], entry["message"])
+
+
+# --- the tutorial ---------------------------------------------------------------------------------------------------
+
+
+def test_the_tutorial_runs(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(block.splitlines()) == 60
+    exec(compile(block, "experiments/README.md", "exec"), {})
+    ok, found, compared, *near = capsys.readouterr().out.splitlines()
+    assert ok == "True"
+    assert found.startswith("dx ")
+    assert re.fullmatch(r"without the square [+-]\d+\.\d\d ± \d+\.\d\d points", compared)
+    cosines = {line.split(":")[0]: float(line.split()[2].rstrip(",")) for line in near}
+    assert cosines.keys() == {"conv2d/bias", "conv2d/filters", "dense/bias", "dense/weights"}
+    assert cosines["dense/weights"] == pytest.approx(1, abs=1e-3)  # above the changed rule all is right
+    assert 0.5 < cosines["conv2d/filters"] < 0.999
+
+
+# --- what they share ------------------------------------------------------------------------------------------------
+
+
+def network(common):
+    """ReLU, negated as variant 1, with a gradient of zero as variant 3."""
+    changed = {
+        1: jaxcnn.relu.replace(backward=lambda r, dy: (-jaxcnn.relu.backward(r, dy)[0],)),
+        3: jaxcnn.relu.replace(backward=lambda r, dy: (jnp.zeros_like(dy),)),
+    }
+    activation = common.one_of(jaxcnn.ReLU(), {i: jaxcnn.ReLU(rule=rule) for i, rule in changed.items()})
+    return jaxcnn.sequential(jaxcnn.Flatten(), jaxcnn.Dense(6), activation, jaxcnn.Dense(10)), changed
+
+
+@pytest.mark.parametrize("variant", range(5))
+def test_a_variant_is_the_changed_layer(common, variant):
+    switched, changed = network(common)
+    rule = changed.get(variant, jaxcnn.relu)
+    plain = jaxcnn.sequential(jaxcnn.Flatten(), jaxcnn.Dense(6), jaxcnn.ReLU(rule=rule), jaxcnn.Dense(10))
+    images, labels = jax.random.normal(jax.random.key(1), (8, 2, 2, 1)), jnp.arange(8)
+    states = [jaxcnn.init_train_state(n, optax.sgd(0.1), 0, (2, 2, 1)) for n in (switched, plain)]
+    states[0] = states[0]._replace(state=common.with_leaves(states[0].state, "variant", variant))
+    ways = (
+        jaxcnn.gradients(n, jaxcnn.softmax_cross_entropy, s, images, labels)
+        for n, s in zip((switched, plain), states, strict=True)
+    )
+    for a, b in zip(*map(jax.tree.leaves, ways), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_a_row_is_trained_as_it_would_be_alone(common):
+    """Variant 1 at the second rate with the second seed, against `train_steps`; and the best epoch is what is kept."""
+    switched, changed = network(common)
+    seeds, rates, epochs = (3, 7), (0.01, 0.1), 3
+    split = common.digits(seeds)
+    variants = [{"variant": 0}, {"variant": 1}]
+    how = {"rates": rates, "epochs": epochs, "variants": variants, "optimizer": optax.sgd}
+    trained = common.train(switched, split, seeds, **how, watch=lambda states: {"step": states.step})
+    assert trained.loss.shape == trained.validation.shape == (2, 2, 2, epochs)
+    steps = split.train.labels.shape[1] // 32
+    assert [int(w["step"][1, 1, 1]) for w in trained.watched] == [steps * e for e in range(epochs + 1)]
+
+    plain = jaxcnn.sequential(jaxcnn.Flatten(), jaxcnn.Dense(6), jaxcnn.ReLU(rule=changed[1]), jaxcnn.Dense(10))
+    mesh = jax.make_mesh((1,), ("batch",))
+    run = jaxcnn.train_steps(plain, jaxcnn.softmax_cross_entropy, optax.sgd(0.1), mesh=mesh)
+    state = jaxcnn.init_train_state(plain, optax.sgd(0.1), 7, (8, 8, 1))
+    images, labels = (jnp.asarray(a[1]) for a in split.train)
+    kept, highest = None, -1.0
+    for epoch in range(epochs):
+        order = jaxcnn.shuffled(len(labels), 32, seed=7, epoch=epoch)
+        state, metrics = run(state, images, labels, order)
+        assert float(metrics["loss"].mean()) == pytest.approx(trained.loss[1, 1, 1, epoch], rel=1e-4)
+        got = jaxcnn.evaluate(plain, state, split.validation.images[1], split.validation.labels[1])["accuracy"]
+        assert trained.validation[1, 1, 1, epoch] == pytest.approx(got, abs=0.008)  # one image or two by rounding
+        if trained.validation[1, 1, 1, epoch] > highest:
+            highest, kept = trained.validation[1, 1, 1, epoch], jax.device_get(state.params)
+    for a, b in zip(*map(jax.tree.leaves, (kept, trained.best.params)), strict=True):
+        np.testing.assert_allclose(b[-1], a, rtol=2e-3, atol=1e-4)
+
+
+def test_the_rate_is_chosen_on_validation_and_tested_as_chosen(common):
+    validation = np.array([[[[0.5, 0.8]], [[0.9, 0.1]], [[0.7, 0.7]]], [[[0.3, 0.2]], [[0.1, 0.1]], [[0.2, 0.1]]]])
+    network = jaxcnn.sequential(jaxcnn.Flatten(), jaxcnn.Dense(2, bias=False))
+    # Six rows, variants × rates: the network of row k says class 0 for k images of six.
+    weights = np.zeros((6, 1, 2), np.float32)
+    weights[..., 1] = 1
+    best = jaxcnn.init_train_states(network, optax.sgd(1.0), [0] * 6, (1, 1, 1))
+    best = best._replace(
+        params={"dense": {"weights": jnp.asarray(weights) * np.array([1, -1, 1, 1, 1, -1]).reshape(6, 1, 1)}}
+    )
+    trained = common.Trained((1.0, 2.0, 3.0), validation, validation, best, [])
+    assert trained.chosen.tolist() == [1, 0]
+    assert trained.at_chosen.tolist() == [1, 3]
+    samples = jaxcnn.training.samples.Samples(np.ones((1, 6, 1, 1, 1), np.float32), np.zeros((1, 6), np.int32))
+    split = common.Split(samples, samples, samples)
+    assert common.tested(network, trained, split).tolist() == [[1.0], [0.0]]
+
+
+def test_digits_of_a_seed_are_shared_out_once(common):
+    split = common.digits((0, 1))
+    sizes = [part.labels.shape for part in split]
+    assert sizes == [(2, 1149), (2, 288), (2, 360)]
+    each = [{image.tobytes() for image in part.images[0].round(3)} for part in split]
+    assert sum(map(len, each)) == len(set.union(*each)) == 1797
+    assert (split.train.labels[0] != split.train.labels[1]).any()
+
+
+def test_paired_interval():
+    """Student's for five differences of mean 1 and deviation 1: ± 2.776 / √5."""
+    common = importlib.import_module("common")
+    others = np.array([1.0, 5.0, 2.0, 8.0, 3.0])
+    differences = 1 + np.array([-1, 1, -1, 1, 0.0])
+    got = common.paired(others + differences, others)
+    assert got["mean"] == pytest.approx(1)
+    assert (got["high"] - got["low"]) / 2 == pytest.approx(2.7764 / np.sqrt(5), rel=1e-4)
+
+
+def test_numbers_are_written_to_five_digits(common, tmp_path):
+    options = common.options_of(str(FOLDER / "pooling_ties" / "run.py"), "What?", "", ["--out", str(tmp_path)])
+    common.write(options, mean=np.float64(1 / 3), each=np.array([[1, 2]]), line=np.array([2 / 3]), one=np.float32(0.1))
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert (record["mean"], record["each"], record["line"], record["one"]) == (0.33333, [[1, 2]], [0.66667], 0.1)
+
+
+def test_a_name_that_no_layer_keeps(common):
+    with pytest.raises(AssertionError, match="no layer keeps slope"):
+        common.with_leaves({"relu": {"variant": jnp.zeros(())}}, "slope", 1)
