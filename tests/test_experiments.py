@@ -115,10 +115,9 @@ def test_the_slope_is_the_derivative_at_0_alone(dtype):
 
 def test_relu_at_zero_says_what_was_found():
     module, record = experiment("relu_at_zero"), result_of("relu_at_zero")
-    assert [(r["data"], r["dtype"], r["seeds"]) for r in record["results"]] == [
-        (data, dtype, list(seeds)) for data, seeds in module.SEEDS.items() for dtype in module.DTYPES
-    ]
-    assert (record["rates"], record["epochs"]) == (list(module.RATES), module.EPOCHS)
+    assert [(r["data"], r["dtype"]) for r in record["results"]] == [(a, b) for a in module.DATA for b in module.DTYPES]
+    assert (record["seeds"], record["rates"]) == (list(module.SEEDS), list(module.RATES))
+    assert record["epochs"] == module.EPOCHS
     for result in record["results"]:
         assert [g["slope"] for g in result["by_slope"]] == list(module.SLOPES)
         assert f"\n{module.row(result)}\n" in README

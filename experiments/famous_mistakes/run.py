@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 import common
 from planted_peers import PEERS as ALL_PEERS
 
-SEEDS, EPOCHS = range(5), 10
+SEEDS, EPOCHS = range(5), 8
 OPTIMIZERS = {"sgd": (optax.sgd, (0.003, 0.03, 0.3)), "adam": (optax.adam, (0.001, 0.005, 0.025))}
 PEERS = {name: ALL_PEERS[name] for name in ("check_grads", "chex", "torch gradcheck")}
 # A few of each outcome, for --quick.
