@@ -20,7 +20,7 @@ import jaxcnn
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
-NAMES = ("pooling_ties", "relu_at_zero", "manual_vs_autodiff", "famous_mistakes")
+NAMES = ("manual_vs_autodiff", "pooling_ties", "relu_at_zero", "famous_mistakes")
 
 
 @pytest.fixture(scope="module", autouse=True)
