@@ -1,0 +1,234 @@
+"""Which mistakes in a backward pass still train, how far, and which would a loss curve never show?
+
+    python experiments/famous_mistakes/run.py [--quick] [--out DIR]
+
+A small network with batch normalisation and a residual block is trained on the digits with each of the mistakes in all
+of its layers, by sgd and by adam, each at its own best learning rate; beside that what the verifier and other gradient
+checkers say of the same mistake.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from mistakes import BATCH, MISTAKES, Mistake, network_of
+
+import jaxcnn
+
+sys.path.append(str(Path(__file__).parents[1]))
+import common
+from planted_peers import PEERS as ALL_PEERS
+
+SEEDS, EPOCHS = range(5), 8
+OPTIMIZERS = {"sgd": (optax.sgd, (0.003, 0.03, 0.3)), "adam": (optax.adam, (0.001, 0.005, 0.025))}
+PEERS = {name: ALL_PEERS[name] for name in ("check_grads", "chex", "torch gradcheck")}
+# A few of each outcome, for --quick.
+QUICK = ("filter not turned", "bias gradient negated", "1/N missing", "statistics taken for constants")
+
+
+# --- training with a mistake ----------------------------------------------------------------------------------------
+
+
+def trained_with(mistakes: Sequence[Mistake], optimizer: str, split: common.Split, seeds, rates, epochs) -> list[dict]:
+    """For the right network, then for each mistake, what came of it at the rate that is best by validation."""
+    network = network_of(mistakes)
+    make = OPTIMIZERS[optimizer][0]
+    variants = [{"variant": i} for i in range(1 + len(mistakes))]
+    watch = alignment_of(network, split.train.images[0, :BATCH], split.train.labels[0, :BATCH])
+    trained = common.train(
+        network, split, seeds, rates=rates, epochs=epochs, batch=BATCH, variants=variants, optimizer=make, watch=watch
+    )
+    accuracy, chosen = common.tested(network, trained, split), trained.chosen
+    right = trained.loss[0, chosen[0]]  # (seeds, epochs)
+    results = []
+    for i, rate in enumerate(chosen):
+        curve = trained.loss[i, rate]
+        start, end = ({name: mean_of(w, i, rate) for name, w in trained.watched[e].items()} for e in (0, -1))
+        results.append(
+            {
+                "optimizer": optimizer,
+                "rate": rates[rate],
+                "accuracy_by_rate": dict(zip(map(str, rates), trained.validation[i].max(-1).mean(-1), strict=True)),
+                "test_accuracy": common.spread(accuracy[i]),
+                "minus_right": common.paired(accuracy[i], accuracy[0]),
+                "loss_by_epoch": curve.mean(0),
+                "loss_within_right_seeds": within(curve.mean(0), right),
+                "alignment_at_first": start,
+                "alignment_at_the_end": end,
+            }
+        )
+    return results
+
+
+def alignment_of(network: jaxcnn.Layer, images: np.ndarray, labels: np.ndarray):
+    """Of all rows the angle and length of the gradient against the right one at the same parameters."""
+
+    def of_one(state):
+        got = jaxcnn.gradients(network, jaxcnn.softmax_cross_entropy, state, images, labels)
+        right = state._replace(state=common.with_leaves(state.state, "variant", 0))
+        return jaxcnn.alignment(got, jaxcnn.gradients(network, jaxcnn.softmax_cross_entropy, right, images, labels))
+
+    return jax.jit(lambda states: jax.lax.map(of_one, states))
+
+
+def mean_of(alignment: Any, variant: int, rate: int) -> dict[str, float | None]:
+    """Over the seeds; a gradient of zero has no angle, which is told as None."""
+
+    def finite(value):
+        return float(value) if math.isfinite(value) else None
+
+    return {name: finite(getattr(alignment, name)[variant, rate].mean()) for name in ("cosine", "ratio")}
+
+
+def within(curve: np.ndarray, right: np.ndarray) -> bool:
+    """Whether a curve lies, in every epoch, between the lowest and the highest of the right network's seeds."""
+    return bool(((curve >= right.min(0)) & (curve <= right.max(0))).all())
+
+
+# --- asking the checkers --------------------------------------------------------------------------------------------
+
+
+def asked(mistake: Mistake) -> dict[str, Any]:
+    """What `jaxcnn.verify` says of it, and what the peers do."""
+    given = mistake.fault
+    report = jaxcnn.verify(given.rule, *given.arrays, **given.static)
+    finding = None if report.ok else report.findings[0]
+    return {
+        "verifier": "missed" if finding is None else finding.cause,
+        "message": "" if finding is None else finding.message,
+        "peers": {name: peer(given) for name, peer in PEERS.items()},
+    }
+
+
+# --- the whole ------------------------------------------------------------------------------------------------------
+
+
+def outcome(result: dict) -> str:
+    """In a word: what a mistake does to the test accuracy, as far as these seeds can tell."""
+    minus = result["minus_right"]
+    if result["test_accuracy"]["mean"] < 0.5:
+        return "fails"
+    return "worse" if minus["high"] < 0 else "better" if minus["low"] > 0 else "no difference"
+
+
+def hidden(result: dict) -> bool:
+    """Whether neither the loss curve nor the accuracy tells the network from the right one."""
+    return result["loss_within_right_seeds"] and outcome(result) == "no difference"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = common.options_of(
+        __file__, __doc__ or "", "four mistakes, sgd, two seeds, one rate, one epoch", arguments
+    )
+    mistakes = [m for m in MISTAKES if m.name in QUICK] if options.quick else MISTAKES
+    seeds, epochs = (range(2), 1) if options.quick else (SEEDS, EPOCHS)
+    split = common.digits(seeds)
+    by_optimizer = {}
+    for optimizer in ("sgd",) if options.quick else OPTIMIZERS:
+        rates = OPTIMIZERS[optimizer][1][1:2] if options.quick else OPTIMIZERS[optimizer][1]
+        by_optimizer[optimizer] = trained_with(mistakes, optimizer, split, seeds, rates, epochs)
+        print(f"{optimizer}: trained", flush=True)
+    right = {optimizer: results[0] for optimizer, results in by_optimizer.items()}
+    entries = [
+        {
+            "mistake": mistake.name,
+            "layer": mistake.kind,
+            **asked(mistake),
+            "training": {
+                optimizer: {**results[i], "outcome": outcome(results[i]), "hidden": hidden(results[i])}
+                for optimizer, results in by_optimizer.items()
+            },
+        }
+        for i, mistake in enumerate(mistakes, 1)
+    ]
+    how = {"seeds": list(seeds), "epochs": epochs, "batch": BATCH}
+    how["rates"] = {optimizer: rates for optimizer, (_, rates) in OPTIMIZERS.items()}
+    record = common.write(options, **how, right=right, counts=counts(entries), mistakes=entries)
+    print(table(right, entries))
+    for name, count in record["counts"].items():
+        print(f"{name}: {count}")
+    draw(right, entries, options.out / "famous_mistakes.png")
+    return 0
+
+
+def counts(entries: Sequence[dict]) -> dict[str, Any]:
+    """Of all mistakes."""
+    trainings = [entry["training"] for entry in entries]
+    optimizers = trainings[0].keys()
+    outcomes = ("fails", "worse", "no difference", "better")
+    return {
+        "mistakes": len(entries),
+        "found by the verifier": sum(entry["verifier"] != "missed" for entry in entries),
+        **{f"found by {peer}": sum(entry["peers"][peer] == "found" for entry in entries) for peer in PEERS},
+        **{o: {name: sum(t[o]["outcome"] == name for t in trainings) for name in outcomes} for o in optimizers},
+        **{f"hidden, {o}": sum(t[o]["hidden"] for t in trainings) for o in optimizers},
+        "hidden with every optimizer": sum(all(t[o]["hidden"] for o in optimizers) for t in trainings),
+    }
+
+
+def table(right: dict[str, dict], entries: Sequence[dict]) -> str:
+    """As in experiments/README.md: the mistakes, the least harmful first."""
+    optimizers = list(right)
+    heading = ["mistake", "layer", "verifier", *optimizers, "cosine", "length"]
+    lines = [heading, ["---"] * len(heading)]
+    cells = [accuracy(right[o]) for o in optimizers]
+    lines.append(["none", "", "", *cells, "1.00", "1.0"])
+    for entry in sorted(entries, key=lambda e: -sum(r["test_accuracy"]["mean"] for r in e["training"].values())):
+        lines.append(row(entry))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def row(entry: dict) -> list[str]:
+    start = next(iter(entry["training"].values()))["alignment_at_first"]
+    cosines = [a["cosine"] for a in start.values() if a["cosine"] is not None]
+    ratios = [a["ratio"] for a in start.values() if a["ratio"] is not None]
+    off = max(ratios, key=lambda ratio: abs(math.log(ratio)) if ratio else math.inf)
+    marks = (accuracy(r) + (" ◦" if r["hidden"] else "") for r in entry["training"].values())
+    return [entry["mistake"], entry["layer"], entry["verifier"], *marks, f"{min(cosines):.2f}", f"{off:.2g}"]
+
+
+def accuracy(result: dict) -> str:
+    a = result["test_accuracy"]
+    return f"{100 * a['mean']:.1f} ± {100 * a['deviation']:.1f} ({result['rate']:g})"
+
+
+def draw(right: dict[str, dict], entries: Sequence[dict], path: Path) -> None:
+    """Left, for each optimizer, the difference of the test accuracy; right, the loss curves, hidden ones in color."""
+    made, axes = common.figure(2, 2, width=6.5, height=max(3.0, 0.16 * len(entries)))
+    order = sorted(entries, key=lambda e: sum(r["test_accuracy"]["mean"] for r in e["training"].values()))
+    for (left, curves), optimizer in zip(axes, right, strict=False):
+        for place, entry in enumerate(order):
+            result = entry["training"][optimizer]
+            d = {k: 100 * v for k, v in result["minus_right"].items()}
+            color = {"worse": "tab:orange", "fails": "tab:red"}.get(result["outcome"], "tab:blue")
+            error = [[d["mean"] - d["low"]], [d["high"] - d["mean"]]]
+            left.errorbar(d["mean"], place, xerr=error, fmt="o", markersize=3, color=color)
+        left.axvline(0, color="black", linewidth=0.8)
+        left.set_yticks(range(len(order)), [e["mistake"] for e in order], fontsize=5)
+        left.set_xscale("symlog", linthresh=2)
+        left.set(title=optimizer, xlabel="test accuracy minus the right network's, points (95 % interval)")
+        for entry in order:
+            result = entry["training"][optimizer]
+            style = {"color": "tab:blue", "alpha": 0.9} if result["hidden"] else {"color": "tab:gray", "alpha": 0.4}
+            curves.plot(range(1, 1 + len(result["loss_by_epoch"])), result["loss_by_epoch"], linewidth=0.8, **style)
+        loss = right[optimizer]["loss_by_epoch"]
+        curves.plot(range(1, 1 + len(loss)), loss, color="black", label="right")
+        curves.plot([], [], color="tab:blue", label="hidden mistakes")
+        curves.plot([], [], color="tab:gray", label="other mistakes")
+        curves.set(yscale="log", xlabel="epoch", ylabel="training loss", title=optimizer)
+        curves.legend(fontsize="x-small")
+    for unused in axes[len(right) :].ravel():
+        unused.set_axis_off()
+    made.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    jaxcnn.use_cpu_cores()
+    sys.exit(main())

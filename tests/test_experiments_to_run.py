@@ -1,0 +1,184 @@
+"""The experiments whose full runs are still to be made: each runs, and its parts are what they say.
+
+Their entries in NAMES of test_experiments.py, and their rows in experiments/README.md, come with their results.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxcnn
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+README = (FOLDER / "README.md").read_text(encoding="utf-8")
+NAMES = ("relu_at_zero", "famous_mistakes")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder():
+    """They are imported as their own runs import them, with what they share from the folder above."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        patch.syspath_prepend(FOLDER / "famous_mistakes")
+        yield
+        for name in ("common", "mistakes"):
+            sys.modules.pop(name, None)
+
+
+def experiment(name: str) -> ModuleType:
+    """Its run.py; under a name of its own, for there are many."""
+    spec = importlib.util.spec_from_file_location(f"experiment_{name}", FOLDER / name / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def common():
+    return importlib.import_module("common")
+
+
+def result_of(name: str) -> dict:
+    return json.loads((FOLDER / name / "result.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_quick_runs(name, tmp_path):
+    assert experiment(name).main(["--quick", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert record["command"] == f"python experiments/{name}/run.py --quick"
+    assert set(record["versions"]) >= {"python", "jax", "optax"}
+    assert record["cpu"]
+    assert str(FOLDER) not in json.dumps(record)
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+# --- relu_at_zero ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_slope_is_the_derivative_at_0_alone(dtype):
+    module = experiment("relu_at_zero")
+    x = jnp.array([-1.0, -0.0, 0.0, 2.0], dtype)
+    dx, dslope = jax.vjp(module.relu, x, jnp.array(0.25))[1](jnp.full(4, 3.0, dtype))
+    assert dx.tolist() == [0, 0.75, 0.75, 3]
+    assert float(dslope) == 0
+    assert jaxcnn.verify(module.relu, np.linspace(-1, 1, 8), np.zeros(())).ok
+
+
+def test_relu_at_zero_says_what_was_found():
+    module, record = experiment("relu_at_zero"), result_of("relu_at_zero")
+    assert [(r["data"], r["dtype"]) for r in record["results"]] == [(a, b) for a in module.DATA for b in module.DTYPES]
+    assert (record["seeds"], record["rates"]) == (list(module.SEEDS), list(module.RATES))
+    assert record["epochs"] == module.EPOCHS
+    for result in record["results"]:
+        assert [g["slope"] for g in result["by_slope"]] == list(module.SLOPES)
+        assert f"\n{module.row(result)}\n" in README
+
+
+# --- famous_mistakes ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mistakes():
+    return importlib.import_module("mistakes")
+
+
+def test_each_mistake_is_one(mistakes):
+    from planted_faults import really_wrong
+
+    assert [m.name for m in mistakes.MISTAKES if not really_wrong(m.fault)] == []
+    names = [m.name for m in mistakes.MISTAKES]
+    assert len(set(names)) == len(names)
+
+
+def test_each_mistake_is_made_in_the_network_and_the_right_one_is_right(mistakes, common):
+    """All gradients in one program; of the right network they are autodiff's."""
+    network, (images, labels) = mistakes.network_of(mistakes.MISTAKES), mistakes.sample_of(mistakes.BATCH)
+    state = jaxcnn.init_train_state(network, optax.sgd(0.1), 0, (8, 8, 1))
+    # Another step's images are what a stale layer remembers.
+    _, kept, _ = network.forward(state.params, state.state, images[::-1], train=True)
+    # Scales of 1 and biases of 0 would hide some.
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape).astype(p.dtype), state.params)
+    state = state._replace(state=kept, params=params)
+
+    def of(variant):
+        own = state._replace(state=common.with_leaves(state.state, "variant", variant))
+        return jaxcnn.gradients(network, jaxcnn.softmax_cross_entropy, own, images, labels)
+
+    every = jax.jit(lambda variants: jax.lax.map(of, variants))(jnp.arange(1 + len(mistakes.MISTAKES)))
+    right = jax.tree.map(lambda leaf: leaf[0], every)
+    expected = jaxcnn.gradients(network, jaxcnn.softmax_cross_entropy, state, images, labels, backward="autodiff")
+    for name, (cosine, ratio) in jaxcnn.alignment(right, expected).items():
+        assert float(cosine) == pytest.approx(1, abs=1e-5), name
+        assert float(ratio) == pytest.approx(1, abs=1e-5), name
+    same = [
+        m.name
+        for i, m in enumerate(mistakes.MISTAKES, 1)
+        if all(
+            np.allclose(leaf[i], leaf[0], rtol=1e-5, atol=1e-6 * np.abs(leaf[0]).max())
+            for leaf in jax.tree.leaves(every)
+        )
+    ]
+    # Nothing in this network ties but zeros, behind a ReLU, and no cotangent is as large as 1.
+    assert set(same) <= {"all ties get the gradient", "dy clipped to ±1"}
+
+
+def test_outcomes_and_what_is_hidden():
+    module = experiment("famous_mistakes")
+    right = np.array([[2.0, 1.0], [1.8, 1.2]])
+    assert module.within(np.array([1.9, 1.1]), right)
+    assert not module.within(np.array([1.9, 0.9]), right)
+    assert not module.within(np.array([1.9, np.nan]), right)
+
+    def result(mean, low, high, inside):
+        return {
+            "test_accuracy": {"mean": mean},
+            "minus_right": {"low": low, "high": high},
+            "loss_within_right_seeds": inside,
+        }
+
+    cases = {
+        "no difference": (0.95, -0.01, 0.01, True),
+        "worse": (0.9, -0.06, -0.01, True),
+        "better": (0.97, 0.01, 0.02, True),
+        "fails": (0.1, -0.9, -0.8, False),
+    }
+    assert {name: module.outcome(result(*case)) for name, case in cases.items()} == {name: name for name in cases}
+    assert [module.hidden(result(*case)) for case in cases.values()] == [True, False, False, False]
+    assert not module.hidden(result(0.95, -0.01, 0.01, False))
+
+
+def test_famous_mistakes_says_what_was_found(mistakes):
+    module, record = experiment("famous_mistakes"), result_of("famous_mistakes")
+    assert [e["mistake"] for e in record["mistakes"]] == [m.name for m in mistakes.MISTAKES]
+    assert (record["seeds"], record["epochs"]) == (list(module.SEEDS), module.EPOCHS)
+    assert record["counts"] == json.loads(json.dumps(module.counts(record["mistakes"])))
+    assert module.table(record["right"], record["mistakes"]) in README
+    for entry in record["mistakes"]:
+        for result in entry["training"].values():
+            assert (result["outcome"], result["hidden"]) == (module.outcome(result), module.hidden(result))
+
+
+def test_the_verifier_says_so_still(mistakes):
+    """Of three, what is in the record."""
+    module, record = experiment("famous_mistakes"), result_of("famous_mistakes")
+    for name in module.QUICK[:3]:
+        mistake = next(m for m in mistakes.MISTAKES if m.name == name)
+        entry = next(e for e in record["mistakes"] if e["mistake"] == name)
+        report = jaxcnn.verify(mistake.fault.rule, *mistake.fault.arrays, **mistake.fault.static)
+        assert (report.findings[0].cause, report.findings[0].message) == (entry["verifier"], entry["message"])
