@@ -176,16 +176,16 @@ def test_a_variant_is_the_changed_layer(common, variant):
 
 
 def test_a_row_is_trained_as_it_would_be_alone(common):
-    """Variant 1 at the second rate with the second seed, against `train_steps`; and the best epoch is what is kept."""
+    """Variant 1 at the first rate with the second seed, against `train_steps`; and the best epoch is what is kept."""
     switched, changed = network(common)
-    seeds, rates, epochs = (3, 7), (0.01, 0.1), 3
+    seeds, rates, epochs = (3, 7), (0.1, 0.01), 3
     split = common.digits(seeds)
     variants = [{"variant": 0}, {"variant": 1}]
     how = {"rates": rates, "epochs": epochs, "variants": variants, "optimizer": optax.sgd}
     trained = common.train(switched, split, seeds, **how, watch=lambda states: {"step": states.step})
     assert trained.loss.shape == trained.validation.shape == (2, 2, 2, epochs)
     steps = split.train.labels.shape[1] // 32
-    assert [int(w["step"][1, 1, 1]) for w in trained.watched] == [steps * e for e in range(epochs + 1)]
+    assert [int(w["step"][1, 0, 1]) for w in trained.watched] == [steps * e for e in range(epochs + 1)]
 
     plain = jaxcnn.sequential(jaxcnn.Flatten(), jaxcnn.Dense(6), jaxcnn.ReLU(rule=changed[1]), jaxcnn.Dense(10))
     mesh = jax.make_mesh((1,), ("batch",))
@@ -196,13 +196,13 @@ def test_a_row_is_trained_as_it_would_be_alone(common):
     for epoch in range(epochs):
         order = jaxcnn.shuffled(len(labels), 32, seed=7, epoch=epoch)
         state, metrics = run(state, images, labels, order)
-        assert float(metrics["loss"].mean()) == pytest.approx(trained.loss[1, 1, 1, epoch], rel=1e-4)
+        assert float(metrics["loss"].mean()) == pytest.approx(trained.loss[1, 0, 1, epoch], rel=1e-4)
         got = jaxcnn.evaluate(plain, state, split.validation.images[1], split.validation.labels[1])["accuracy"]
-        assert trained.validation[1, 1, 1, epoch] == pytest.approx(got, abs=0.008)  # one image or two by rounding
-        if trained.validation[1, 1, 1, epoch] > highest:
-            highest, kept = trained.validation[1, 1, 1, epoch], jax.device_get(state.params)
+        assert trained.validation[1, 0, 1, epoch] == pytest.approx(got, abs=0.008)  # one image or two by rounding
+        if trained.validation[1, 0, 1, epoch] > highest:
+            highest, kept = trained.validation[1, 0, 1, epoch], jax.device_get(state.params)
     for a, b in zip(*map(jax.tree.leaves, (kept, trained.best.params)), strict=True):
-        np.testing.assert_allclose(b[-1], a, rtol=2e-3, atol=1e-4)
+        np.testing.assert_allclose(b[5], a, rtol=2e-3, atol=1e-4)
 
 
 def test_the_rate_is_chosen_on_validation_and_tested_as_chosen(common):
