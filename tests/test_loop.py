@@ -388,7 +388,7 @@ def test_defaults_belong_to_the_data():
 
 
 REFUSED = {
-    "model": ({"model": "vgg16"}, "--model: got 'vgg16', required one of source, lenet5, two_conv, all_conv, "),
+    "model": ({"model": "vgg16"}, "--model: got 'vgg16', required one of source, lenet5, two_conv, vgg, all_conv, "),
     "backward": ({"backward": "both"}, "--backward: got 'both', required one of manual, autodiff"),
     "epochs": ({"epochs": 0}, "--epochs: got 0, required at least 1"),
     "batch": ({"batch_size": 0}, "--batch-size: got 0, required at least 1"),
