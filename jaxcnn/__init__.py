@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     from jaxcnn.training.devices import use_cpu_cores
     from jaxcnn.training.evaluate import evaluate
     from jaxcnn.training.per_sample import per_sample_gradients
+    from jaxcnn.training.seeds import init_train_states, train_seeds
     from jaxcnn.training.step import TrainState, init_train_state, shuffled, train_step, train_steps
     from jaxcnn.verification.report import Finding, Report
     from jaxcnn.verification.verify import Options, verify
@@ -171,6 +172,7 @@ __all__ = [
     "hard_swish",
     "huber_loss",
     "init_train_state",
+    "init_train_states",
     "instance_norm",
     "layer_norm",
     "leaky_relu",
@@ -203,6 +205,7 @@ __all__ = [
     "space_to_depth",
     "summary",
     "tanh",
+    "train_seeds",
     "train_step",
     "train_steps",
     "unflatten",
@@ -222,10 +225,12 @@ _LAZY = {
     "TrainState": "jaxcnn.training.step",
     "evaluate": "jaxcnn.training.evaluate",
     "init_train_state": "jaxcnn.training.step",
+    "init_train_states": "jaxcnn.training.seeds",
     "load": "jaxcnn.training.checkpoint",
     "per_sample_gradients": "jaxcnn.training.per_sample",
     "save": "jaxcnn.training.checkpoint",
     "shuffled": "jaxcnn.training.step",
+    "train_seeds": "jaxcnn.training.seeds",
     "train_step": "jaxcnn.training.step",
     "train_steps": "jaxcnn.training.step",
     "use_cpu_cores": "jaxcnn.training.devices",

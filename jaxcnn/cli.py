@@ -100,8 +100,19 @@ def _one_line(box: str) -> str:
     _, first, *more = (" ".join(part.replace("│", " ").split()) for part in re.split(rule, box))
     meant = re.findall(r"--[\w-]+", more[0]) if "meant" in more[0] else []
     hint = f"did you mean {meant[0]}? " if meant else ""
-    first = first.split(" Got errors:")[0].rstrip(".")
+    first = _of_a_number(first.split(" Got errors:")[0].rstrip("."))
     return f"{first}; {hint}see jaxcnn --help"
+
+
+def _of_a_number(said: str) -> str:
+    """What tyro says of a value that is no number, as the library says it; else what it says."""
+    parts = re.fullmatch(r"Error parsing (--[\w-]+): ([^']*)'(.*)'\]?", said)
+    if parts is None:
+        return said
+    option, why, values = parts.groups()
+    required = "whole numbers" if "[INT" in why else "a whole number" if "INT" in why or "int()" in why else "a number"
+    got = values.replace("', '", " ")
+    return f"{option}: got {got}, required {required}"
 
 
 def _summarize(arguments: Summarize) -> int:

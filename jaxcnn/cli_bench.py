@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from jaxcnn.files import require_writable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -46,9 +48,8 @@ def bench(arguments: Bench) -> int:
         if arguments.figure.suffix not in (".pdf", ".png", ".svg"):
             raise ValueError(f"--figure: got {arguments.figure}, required a name that ends in .pdf, .png or .svg")
         from jaxcnn.benchmark.figure import draw  # now: matplotlib may be missing
-    for file in (arguments.json, arguments.figure):
-        if file is not None:
-            file.touch()  # what cannot be written is said now, not after minutes
+    require_writable("--json", arguments.json)
+    require_writable("--figure", arguments.figure)
     results = measure(settings)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(as_json(settings, results), indent=1) + "\n")

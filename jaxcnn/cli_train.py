@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import signal
+import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,9 +34,9 @@ class Train:
     CIFAR-10's binary version; or an .npz file with Keras' or MedMNIST's names."""
     data_dir: Annotated[Path | None, _FOLDER] = None
     """Where Fashion-MNIST's four files are (the folder of Debian's package dataset-fashion-mnist)."""
-    model: Literal["source", "lenet5", "two_conv", "all_conv", "resnet20", "resnet9", "mobilenet_v2", "convnext"] = (
-        "source"
-    )
+    model: Literal[
+        "source", "lenet5", "two_conv", "vgg", "all_conv", "resnet20", "resnet9", "mobilenet_v2", "convnext"
+    ] = "source"
     """The source's network, two more small ones, or a larger one for 32×32, to which the digits are scaled up."""
     backward: Literal["manual", "autodiff"] = "manual"
     """The hand-written backward passes, or jax.grad's for comparison."""
@@ -70,6 +71,8 @@ class Train:
     dense_1/bias."""
     seed: int = 0
     """Of the split, the initial parameters and the order of the images."""
+    seeds: int = 1
+    """How many seeds, from --seed on, to train side by side, for a mean and its deviation."""
     validation: Annotated[float | None, _NUMBER] = None
     """Fraction of the training images that is set aside, and on which the epoch is chosen (0.1; for digits 0: the last
     epoch)."""
@@ -80,7 +83,7 @@ class Train:
     """Number of classes in a folder of idx files or an .npz file."""
     cores: Annotated[int | None, _WHOLE] = None
     """CPU cores to use (all, or as many as divide the batch; of several processes each 1); each becomes a device with
-    its share of the batch."""
+    its share of the batch, or of several seeds."""
     microbatch: Annotated[str, tyro.conf.arg(metavar="auto|INT")] = "auto"
     """Images of one core that pass through the network at a time; auto: as many as stay in its cache."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -148,12 +151,14 @@ def _train(arguments: Train, named: set[str], name: str) -> int:
         cores = arguments.cores
         if cores is None:  # a default must do on any machine
             cores = max(n for n in range(1, available_cores() + 1) if config.batch_size % n == 0)
+            if config.seeds > 1:
+                cores = min(available_cores(), config.seeds)
         use_cpu_cores(cores)
         keep_compiled_programs()
     run = agreed(lambda: prepare(config))
     require_same_words(describe(run), but=("data", "data_dir"))  # the paths may differ, the data's digest may not
     if resume and (last := finished(run, folder)) is not None:
-        console.print(f"{folder.path} is finished: test accuracy {last['test_accuracy']:.2%}")
+        console.print(f"{folder.path} is finished: test accuracy {_mean(last['test_accuracy']):.2%}")
         return 0
     with _Signals() as signals:
         try:
@@ -169,7 +174,9 @@ def _train(arguments: Train, named: set[str], name: str) -> int:
             print(f"{name}{error}", file=sys.stderr)
             return 1
     if is_first():
-        _close(run, last, console)
+        if "chosen_epoch" in last and config.seeds == 1:
+            console.print(f"epoch {last['chosen_epoch']}, of the highest validation accuracy, is kept and was tested")
+        console.print(_table_of_seeds(run, last) if config.seeds > 1 else _table(run, last))
     console.print(f"run folder: {folder.path}")
     return 0
 
@@ -215,9 +222,11 @@ def _show(run: Run, folder: Any, resume: bool, signals: _Signals, console: Conso
 
     config = run.config
     count = sum(p.size for p in _leaves(run.state.params))
+    several = f", each of the seeds {config.seed} … {config.all_seeds[-1]}" if config.seeds > 1 else ""
     console.print(
-        f"{config.model} on {config.data}: {count:,} parameters, {len(run.data.train.labels):,} training images, "
-        f"{config.epochs} epochs of {run.steps_an_epoch} steps, batch {config.batch_size}, backward {config.backward}"
+        f"{config.model} on {config.data}: {count // config.seeds:,} parameters, "
+        f"{len(run.data[0].train.labels):,} training images, {config.epochs} epochs of {run.steps_an_epoch} steps, "
+        f"batch {config.batch_size}, backward {config.backward}{several}"
     )
     columns = [
         TextColumn("{task.description}"),
@@ -255,29 +264,51 @@ def _gradient_table(differences: dict[str, float]) -> Any:
 
 
 def _epoch_text(line: dict[str, Any]) -> str:
-    held_out = f"  validation accuracy {line['validation_accuracy']:.2%}" if "validation_accuracy" in line else ""
+    accuracy = (
+        f"  validation accuracy {_mean(line['validation_accuracy']):.2%}" if "validation_accuracy" in line else ""
+    )
     rate = f"{line['images_per_second']:,.0f} images/s"
-    return f"epoch {line['epoch']:>3}  train loss {line['train_loss']:.4f}{held_out}  {rate}"
+    return f"epoch {line['epoch']:>3}  train loss {_mean(line['train_loss']):.4f}{accuracy}  {rate}"
 
 
-def _close(run: Run, last: dict[str, Any], console: Console) -> None:
-    """The closing table: the network beside the nearest neighbour in the same training images."""
+def _mean(values: float | list[float]) -> float:
+    """Of one value or of one for each seed."""
+    return statistics.fmean(values) if isinstance(values, list) else values
+
+
+def _table(run: Run, last: dict[str, Any]) -> Any:
+    """The network beside the nearest neighbour in the same training images."""
     from rich.table import Table
     from sklearn.neighbors import KNeighborsClassifier
 
-    (images, labels), (test_images, test_labels) = run.data.train, run.data.test
+    (images, labels), (test_images, test_labels) = run.data[0].train, run.data[0].test
     neighbour = KNeighborsClassifier(1, algorithm="brute").fit(images.reshape(len(images), -1), labels)
     nearest = neighbour.score(test_images.reshape(len(test_images), -1), test_labels)
-    if "chosen_epoch" in last:
-        kept = f"epoch {last['chosen_epoch']}, of the highest validation accuracy, is the one that is kept and tested"
-        console.print(kept)
     table = Table(title=f"{len(test_labels):,} test images")
     table.add_column("")
     table.add_column("accuracy", justify="right")
     table.add_column("wrong", justify="right")
     for name, accuracy in ((run.config.model, last["test_accuracy"]), ("1-nearest-neighbour", nearest)):
         table.add_row(name, f"{accuracy:.2%}", str(round((1 - accuracy) * len(test_labels))))
-    console.print(table)
+    return table
+
+
+def _table_of_seeds(run: Run, last: dict[str, Any]) -> Any:
+    """What each seed ends with; the deviation is that of a sample, of n seeds with n - 1."""
+    from rich.table import Table
+
+    table = Table(title=f"{len(run.data[0].test.labels):,} test images")
+    columns = [run.config.all_seeds, last["test_accuracy"], last["test_loss"]]
+    chosen = [last["chosen_epoch"]] if "chosen_epoch" in last else []
+    for name in ("seed", "accuracy", "loss", *(["epoch"] * len(chosen))):
+        table.add_column(name, justify="right")
+    for seed, accuracy, loss, *epoch in zip(*columns, *chosen, strict=True):
+        table.add_row(str(seed), f"{accuracy:.2%}", f"{loss:.4f}", *map(str, epoch))
+    means, deviations = (tuple(map(of, columns[1:])) for of in (statistics.fmean, statistics.stdev))
+    table.add_section()
+    table.add_row("mean", f"{means[0]:.2%}", f"{means[1]:.4f}")
+    table.add_row("deviation", f"{deviations[0]:.2%}", f"{deviations[1]:.4f}")
+    return table
 
 
 class _Signals:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from jaxcnn.files import require_writable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -34,8 +36,7 @@ class Verify:
 
 def verify(arguments: Verify) -> int:
     """Verifies; returns the exit status."""
-    if arguments.json is not None:
-        arguments.json.touch()  # what cannot be written is said now, not after minutes
+    require_writable("--json", arguments.json)
     if arguments.target is not None:
         return _verify_target(arguments, arguments.target)
     if arguments.shapes or arguments.static:

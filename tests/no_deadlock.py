@@ -49,11 +49,19 @@ def alone(steps: int) -> jaxcnn.TrainState:
 
 
 def with_evaluation(steps: int) -> jaxcnn.TrainState:
-    """After every step the network is evaluated."""
-    network, state, step, images, labels = parts()
-    for _ in range(steps):
-        state, _ = step(state, images, labels)
-        jaxcnn.evaluate(network, state, images, labels, batch=20)
+    """Beside the steps another thread evaluates the network as it was at first."""
+    network, first, _, images, labels = parts()
+    ended = threading.Event()
+
+    def evaluate():
+        while not ended.is_set():
+            jaxcnn.evaluate(network, first, images, labels, batch=20)
+
+    thread = threading.Thread(target=evaluate, daemon=True)
+    thread.start()
+    state = alone(steps)
+    ended.set()
+    thread.join()
     return state
 
 
@@ -63,9 +71,10 @@ def two_kinds(steps: int) -> jaxcnn.TrainState:
     run = jaxcnn.train_steps(network, jaxcnn.softmax_cross_entropy, optax.sgd(0.1))
     other = parts(seed=1).state
     order = np.arange(2 * BATCH).reshape(2, BATCH) % BATCH
-    for _ in range(0, steps, 3):
+    data = jax.device_put((images, labels, order), run.shardings)
+    for _ in range(steps):
         state, _ = step(state, images, labels)
-        other, _ = run(other, images, labels, order)
+        other, _ = run(other, *data)
     return state
 
 
@@ -105,7 +114,7 @@ def overlapping(steps: int) -> jaxcnn.TrainState:
     _, state, step, images, labels = parts()
     state = jax.device_put(state, jax.NamedSharding(step.mesh, P()))
     for _ in range(steps):
-        state, _ = step.jitted(state, images, labels)
+        state, _ = step.jitted(state, images, labels)(state, images, labels)
     return state
 
 

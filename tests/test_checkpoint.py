@@ -14,7 +14,7 @@ import pytest
 
 import jaxcnn
 from jaxcnn.training.checkpoint import digest, params_sha256
-from jaxcnn.training.run_folder import NO_SUMS, RunFolder
+from jaxcnn.training.run_folder import RunFolder, no_sums
 from jaxcnn.training.samples import DataError
 
 NESTED = {
@@ -67,9 +67,9 @@ def test_an_existing_path_is_left_as_it_is(tmp_path):
 def test_load_of_a_run_folder_gives_its_newest_network(tmp_path):
     state = jaxcnn.init_train_state(jaxcnn.models.source(), optax.sgd(0.1), 0, (8, 8, 1))
     with RunFolder(tmp_path / "run") as folder:
-        folder.create({}, state)
+        folder.create({"seed": 0, "seeds": 1}, state)
         later = jax.tree.map(lambda p: p + 1, state.params)
-        folder.keep(state._replace(params=later, step=jnp.int32(7)), NO_SUMS)
+        folder.keep(state._replace(params=later, step=jnp.int32(7)), no_sums(1))
     params, kept = jaxcnn.load(tmp_path / "run")
     assert kept == {}
     assert jax.tree.structure(params) == jax.tree.structure(later)
@@ -81,8 +81,8 @@ def test_load_of_a_run_folder_gives_its_newest_network(tmp_path):
 def test_load_takes_the_checkpoint_before_a_damaged_one(tmp_path):
     state = jaxcnn.init_train_state(jaxcnn.models.source(), optax.sgd(0.1), 0, (8, 8, 1))
     with RunFolder(tmp_path / "run") as folder:
-        folder.create({}, state)
-        folder.keep(state._replace(params=jax.tree.map(lambda p: p + 1, state.params), step=jnp.int32(7)), NO_SUMS)
+        folder.create({"seed": 0, "seeds": 1}, state)
+        folder.keep(state._replace(params=jax.tree.map(lambda p: p + 1, state.params), step=jnp.int32(7)), no_sums(1))
     newest, first = (tmp_path / "run" / "checkpoints" / name for name in ("7", "0"))
     (newest / "state" / "_METADATA").write_text("")
     with pytest.warns(UserWarning, match=f"load: {newest} is damaged; the checkpoint before it is taken"):

@@ -111,7 +111,7 @@ def test_train_says_what_it_does(whole):
     assert max(map(float, differences.values())) < 1e-5
     epoch = rf"epoch +20  train loss {last['train_loss']:.4f}  validation accuracy [\d.]+%  [\d,]+ images/s"
     assert re.search(epoch, out)
-    chosen = f"epoch {last['chosen_epoch']}, of the highest validation accuracy, is the one that is kept and tested"
+    chosen = f"epoch {last['chosen_epoch']}, of the highest validation accuracy, is kept and was tested"
     accuracy = last["test_accuracy"]
     assert f"\n{chosen}\n" in out
     assert re.search(rf"360 test images\n(.*\n)+│ source +│ +{accuracy:.2%} │ +{round(360 * (1 - accuracy))} │", out)
@@ -158,6 +158,29 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(whole, tmp_path):
     assert {name for name in ours | theirs if ours[name] != theirs[name]} == {"run", "sha256"}
 
 
+def test_several_seeds(tmp_path):
+    """Each ends as it does alone on one core, to the bit; three on two cores."""
+    options = ("train", "--epochs", 3, "--validation", 0.1, "--out")
+    several = end(start(*options, "three", "--seed", 4, "--seeds", 3, "--cores", 2, cwd=tmp_path))
+    alone = end(start(*options, "alone", "--seed", 5, "--cores", 1, cwd=tmp_path))
+    assert (several.status, several.err, alone.status) == (0, "", 0)
+    three, one = (lines_of(tmp_path / name) for name in ("three", "alone"))
+    assert [line["train_loss"][1] for line in three] == [line["train_loss"] for line in one]
+    for name in ("params_sha256", "chosen_epoch", "test_accuracy"):
+        assert three[-1][name][1] == one[-1][name], name
+    assert three[-1]["test_loss"][1] == pytest.approx(one[-1]["test_loss"], rel=1e-5)  # the images are shared by two
+    assert ", batch 32, backward manual, each of the seeds 4 … 6\n" in several.out
+    accuracies, losses = (three[-1][name] for name in ("test_accuracy", "test_loss"))
+    for seed, accuracy, loss, epoch in zip((4, 5, 6), accuracies, losses, three[-1]["chosen_epoch"], strict=True):
+        assert re.search(rf"│ +{seed} │ +{accuracy:.2%} │ {loss:.4f} │ +{epoch} │", several.out)
+    assert re.search(rf"│ +mean │ +{np.mean(accuracies):.2%} │ {np.mean(losses):.4f} │", several.out)
+    deviations = (np.std(values, ddof=1) for values in (accuracies, losses))
+    assert re.search(r"│ deviation │ +{:.2%} │ {:.4f} │".format(*deviations), several.out)
+    ended = end(start("train", "--cores", 2, "--resume", "three", cwd=tmp_path))
+    says = f"{tmp_path / 'three'} is finished: test accuracy {np.mean(accuracies):.2%}\n"
+    assert ended == (0, says, "")
+
+
 def test_a_folder_of_idx_files(rng, tmp_path):
     """By autodiff, in a run folder of its own choice, under a path that rich would take for a broken tag."""
     here = tmp_path / "x[" / "b]"
@@ -202,9 +225,12 @@ BAD_ARGUMENTS = {
     "no command": ("", "Expected one of {train, verify, bench, summary}; see jaxcnn --help"),
     "no such command": ("trian", "Unrecognized options: trian; see jaxcnn --help"),
     "unknown option": ("train --epoch 2", "Unrecognized options: --epoch, 2; did you mean --epochs? see jaxcnn --help"),
-    "bad choice": ("train --model vgg", "invalid choice 'vgg' for argument '--model'. Expected one of ('source', "),
-    "bad number": ("train --epochs ten", "Error parsing --epochs: "),
-    "fraction of an epoch": ("train --epochs 1.5", "Error parsing --epochs: "),
+    "bad choice": ("train --model vgg16", "invalid choice 'vgg16' for argument '--model'. Expected one of ('source', "),
+    "bad number": ("train --epochs ten", "--epochs: got ten, required a whole number; see jaxcnn --help"),
+    "fraction of an epoch": ("train --epochs 1.5", "--epochs: got 1.5, required a whole number; see"),
+    "half an image": ("train --batch-size 1.5", "--batch-size: got 1.5, required a whole number; see jaxcnn --help"),
+    "no number": ("train --clip none", "--clip: got none, required a number; see jaxcnn --help"),
+    "no number at all": ("train --validation half", "--validation: got half, required a number; see jaxcnn --help"),
     "no value": ("train --seed", "Missing value for argument '--seed'"),
     "too few epochs": ("train --epochs 0", "--epochs: got 0, required at least 1"),
     "no batch": ("train --batch-size 0", "--batch-size: got 0, required at least 1"),
@@ -268,7 +294,20 @@ BAD_ARGUMENTS = {
     "bench of no batch": ("bench --batches", "--batches: got none, required at least one"),
     "bench of empty batches": ("bench --batches 32 0", "--batches: got 0, required at least 1"),
     "bench without a round": ("bench --rounds 0", "--rounds: got 0, required at least 1"),
-    "bench into no folder": ("bench --json nowhere/bench.json", "No such file or directory: 'nowhere/bench.json'"),
+    "bench of a letter": ("bench --batches 32 a", "--batches: got 32 a, required whole numbers; see jaxcnn --help"),
+    "bench into no folder": (
+        "bench --json nowhere/bench.json",
+        "--json: got nowhere/bench.json, required a file that can be written: No such file or directory",
+    ),
+    "bench into a folder": ("bench --json empty", "--json: got empty, required a file that can be written: Is a dir"),
+    "bench drawn into no folder": (
+        "bench --figure nowhere/bench.png",
+        "--figure: got nowhere/bench.png, required a file that can be written: No such file or directory",
+    ),
+    "verify into no folder": (
+        "verify --json nowhere/report.json",
+        "--json: got nowhere/report.json, required a file that can be written: No such file or directory",
+    ),
     "bench drawn as text": (
         "bench --figure bench.txt",
         "--figure: got bench.txt, required a name that ends in .pdf, .png or .svg",
@@ -414,13 +453,17 @@ def test_the_line_does_not_depend_on_the_terminal(monkeypatch, capsys, encoding)
     assert capsys.readouterr().err == says
 
 
-@pytest.mark.parametrize(("cores", "batch", "used"), [(2, 32, 2), (6, 32, 4), (64, 32, 32), (4, 15, 3), (8, 7, 7)])
-def test_as_many_cores_as_share_the_batch(tmp_path, monkeypatch, cores, batch, used):
-    """The default works on every machine, not only where the cores divide 32."""
+@pytest.mark.parametrize(
+    ("cores", "batch", "seeds", "used"),
+    [(2, 32, 1, 2), (6, 32, 1, 4), (64, 32, 1, 32), (4, 15, 1, 3), (8, 7, 1, 7), (4, 7, 3, 3), (2, 7, 3, 2)],
+)
+def test_as_many_cores_as_share_the_batch(tmp_path, monkeypatch, cores, batch, seeds, used):
+    """The default works on every machine, not only where the cores divide 32; several seeds are what is shared."""
     taken = []
     monkeypatch.setattr(devices, "available_cores", lambda: cores)
     monkeypatch.setattr(devices, "use_cpu_cores", taken.append)
-    assert cli.main(["train", "--batch-size", str(batch), "--data", str(tmp_path / "nowhere")]) == 2
+    options = ["--batch-size", str(batch), "--seeds", str(seeds), "--data", str(tmp_path / "nowhere")]
+    assert cli.main(["train", *options]) == 2
     assert taken == [used]
 
 

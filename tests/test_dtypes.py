@@ -126,7 +126,7 @@ def test_gradients_of_the_command_lines_bfloat16(rng):
     """By hand they are autodiff's of the same forward pass, up to bfloat16's rounding; the rest is float32."""
     run = loop.prepare(Config(precision="bfloat16", batch_size=64))
     exact = loop.prepare(Config(batch_size=64))
-    batch = (run.data.train.images[:64], run.data.train.labels[:64])
+    batch = (run.data[0].train.images[:64], run.data[0].train.labels[:64])
 
     def by(run, name):
         given = (run.state.params, run.state.state, *batch, run.state.key)

@@ -23,18 +23,24 @@ from jaxcnn.training import loop
 from jaxcnn.training.config import Config
 from jaxcnn.training.run_folder import RunFolder
 
+LONG = [pytest.mark.long, pytest.mark.timeout(7200)]
 
-@pytest.mark.parametrize("count", [3, pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
-def test_kills(tmp_path, count):
-    places, wrong = kills(count, 0, tmp_path)
+
+@pytest.mark.parametrize(
+    ("count", "seeds"), [(3, 1), pytest.param(100, 1, marks=LONG), pytest.param(30, 3, marks=LONG)]
+)
+def test_kills(tmp_path, count, seeds):
+    places, wrong = kills(count, 0, tmp_path, seeds)
     assert wrong == []
     assert places.total() == count
     assert places["inside a save"] > 0
 
 
-@pytest.mark.parametrize("only", [8, pytest.param(None, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
-def test_damages(tmp_path, only):
-    ends, wrong = damages(tmp_path, 20, 0, only)
+@pytest.mark.parametrize(
+    ("only", "seeds"), [(8, 1), pytest.param(None, 1, marks=LONG), pytest.param(None, 3, marks=LONG)]
+)
+def test_damages(tmp_path, only, seeds):
+    ends, wrong = damages(tmp_path, 20, 0, only, seeds)
     assert wrong == []
     assert len(ends) == only or (only is None and len(ends) >= 60)
     assert len(set(ends.values())) >= 3  # not all of one kind, as if nothing had been done

@@ -15,7 +15,8 @@ from test_data import TRAIN, arrays, write
 
 import jaxcnn
 from jaxcnn.cli import Train
-from jaxcnn.training import loop
+from jaxcnn.training import chunk, loop
+from jaxcnn.training.checkpoint import params_sha256
 from jaxcnn.training.config import PRECISIONS, Config
 from jaxcnn.training.data import Samples
 from jaxcnn.training.loop import Diverged, EpochEnd, GradientCheck, Interrupted, Progress, Warned
@@ -114,19 +115,19 @@ def test_the_average_is_what_is_evaluated_and_loaded(run, whole, tmp_path):
         train(changed, tmp_path, until=279)
     end = train(changed, tmp_path, resume=True)[-1].metrics
     params, state = jaxcnn.load(tmp_path)
-    assert loop.params_sha256(params) == end["params_sha256"]
+    assert params_sha256(params) == end["params_sha256"]
     kept = RunFolder(tmp_path).newest(changed.state).state
-    score = jaxcnn.evaluate(run.network, kept._replace(params=params, state=state), *run.data.test)
+    score = jaxcnn.evaluate(run.network, kept._replace(params=params, state=state), *run.data[0].test)
     np.testing.assert_allclose(score["loss"], end["test_loss"], rtol=1e-6)
     assert score["accuracy"] == end["test_accuracy"]
-    assert loop.params_sha256(kept.params) != end["params_sha256"]
+    assert params_sha256(kept.params) != end["params_sha256"]
     for line, plain in zip(lines_of(tmp_path), lines_of(whole[0]), strict=True):
         np.testing.assert_allclose(line["train_loss"], plain["train_loss"], rtol=1e-4)
 
 
 def test_other_data_is_not_resumed_on(run, whole, tmp_path):
     shutil.copytree(whole[0], tmp_path / "run")
-    other = run._replace(data=run.data._replace(sha256="0" * 64))
+    other = run._replace(data=(run.data[0]._replace(sha256="0" * 64),))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     with pytest.raises(
         DataError, match=f"^digits: not the data that the run was begun with: sha256 {'0' * 64}, in config"
@@ -155,9 +156,9 @@ def test_black_is_put_around_the_training_images(rng, tmp_path):
         name: np.stack([a, 255 - a // 2, a // 3], -1) for name, a in arrays(rng).items() if a.ndim == 3
     }
     run = loop.prepare(Config(data=str(write(tmp_path, files)), batch_size=2, augment="crop=5", validation=0.0))
-    augment = loop._augmentation(run.config, run.data)
+    augment = chunk.augmentation_of(run.config, run.data)(0)
     assert augment is not None
-    pixels = np.asarray(augment(jax.random.key(0), run.data.train.images)) * run.data.deviation + run.data.mean
+    pixels = np.asarray(augment(jax.random.key(0), run.data[0].train.images)) * run.data[0].deviation + run.data[0].mean
     shown = np.rint(pixels * 255).astype(int)
     rows = (shown == 0).all((2, 3)).sum()  # wholly moved in from outside: 0 to 5 of 8
     assert 0.2 < rows / (20 * 8) < 0.5
@@ -192,8 +193,8 @@ def test_the_last_line_describes_the_last_checkpoint(run, whole):
     with RunFolder(path) as folder:
         state, *_ = folder.resume(run.state)
         assert loop.finished(run, folder) == end.metrics
-    assert loop.params_sha256(state.params) == end.metrics["params_sha256"]
-    score = jaxcnn.evaluate(run.network, state, *run.data.test)
+    assert params_sha256(state.params) == end.metrics["params_sha256"]
+    score = jaxcnn.evaluate(run.network, state, *run.data[0].test)
     assert score == {
         "loss": end.metrics["test_loss"], "accuracy": end.metrics["test_accuracy"], "samples": 360
     }  # fmt: skip
@@ -202,8 +203,8 @@ def test_the_last_line_describes_the_last_checkpoint(run, whole):
 
 def test_manual_and_autodiff_end_with_equal_losses(tmp_path, monkeypatch):
     ran, ends = [], []
-    train_steps = loop.train_steps
-    monkeypatch.setattr(loop, "train_steps", lambda *a, **how: ran.append(how["backward"]) or train_steps(*a, **how))
+    train_steps = chunk.train_steps
+    monkeypatch.setattr(chunk, "train_steps", lambda *a, **how: ran.append(how["backward"]) or train_steps(*a, **how))
     for backward in ("manual", "autodiff"):
         *_, end = train(loop.prepare(Config(epochs=1, backward=backward)), tmp_path / backward)
         ends.append(end.metrics)
@@ -242,8 +243,8 @@ def test_nothing_is_written_by_preparing(tmp_path, monkeypatch):
 
 def broken(run, **changes):
     """The run with other training images or labels than `prepare` would have let through."""
-    train = Samples(**run.data.train._asdict() | changes)
-    return run._replace(data=run.data._replace(train=train))
+    train = Samples(**run.data[0].train._asdict() | changes)
+    return run._replace(data=(run.data[0]._replace(train=train),))
 
 
 def with_rate(run, rate):
@@ -257,11 +258,11 @@ DIVERGING = {
         r"first of all the output of conv2d \[.*\] is -?inf; a smaller --learning-rate may help; the state ",
     ),
     "labels outside the classes": (
-        lambda run: broken(run, labels=run.data.train.labels + 10),
+        lambda run: broken(run, labels=run.data[0].train.labels + 10),
         "the loss is nan at step 1: first of all the loss is nan; 8 labels lie outside the classes; the ",
     ),
     "NaN in the images": (
-        lambda run: broken(run, images=np.full_like(run.data.train.images, np.nan)),
+        lambda run: broken(run, images=np.full_like(run.data[0].train.images, np.nan)),
         r"the loss is nan at step 1: first of all the image \[0, 0, 0, 0\] is nan; ",
     ),
 }
@@ -278,9 +279,9 @@ def test_divergence_says_where_and_why(run, tmp_path, change, says):
 
 def test_a_late_divergence_names_its_step(run, tmp_path):
     """One label is wrong, of a sample that the first epoch leaves out: the second one's order tells the step."""
-    first, second = (np.asarray(loop.shuffled(1437, 8, seed=0, epoch=epoch)) for epoch in (0, 1))
+    first, second = (np.asarray(jaxcnn.shuffled(1437, 8, seed=0, epoch=epoch)) for epoch in (0, 1))
     row, column = np.argwhere(~np.isin(second, first))[0]
-    labels = run.data.train.labels.copy()
+    labels = run.data[0].train.labels.copy()
     labels[second[row, column]] = -1
     bad = broken(run, labels=labels)
     says = f"the loss is nan at step {179 + row + 1}: first of all the loss is nan; 1 labels lie outside the classes"
@@ -308,7 +309,7 @@ def test_a_late_divergence_names_its_step(run, tmp_path):
 def test_what_has_changed_since_the_run_began(run, whole, monkeypatch):
     folder = RunFolder(whole[0])
     assert loop.changed(run, folder) == []
-    other = run._replace(data=run.data._replace(sha256="0" * 64))
+    other = run._replace(data=(run.data[0]._replace(sha256="0" * 64),))
     with pytest.raises(DataError, match="digits: not the data that the run was begun with: sha256 0000"):
         loop.changed(other, folder)
     version = loop.importlib.metadata.version
@@ -326,8 +327,8 @@ def test_describe(run):
     assert described["epochs"] == 2
     assert described["training_images"] == [1437, 8, 8, 1]
     assert described["test_images"] == [360, 8, 8, 1]
-    assert (described["pixel_mean"], described["pixel_deviation"]) == ([*run.data.mean], [*run.data.deviation])
-    assert described["data_sha256"] == run.data.sha256
+    assert (described["pixel_mean"], described["pixel_deviation"]) == ([*run.data[0].mean], [*run.data[0].deviation])
+    assert described["data_sha256"] == run.data[0].sha256
     assert described["devices"] == [str(d) for d in jax.devices()]
     assert described["versions"]["jaxcnn"] == jaxcnn.__version__
     assert described["versions"]["jax"] == jax.__version__
@@ -376,7 +377,7 @@ def test_the_command_line_names_every_optimizer_schedule_and_precision():
 def test_a_network_for_large_images_gets_the_digits_scaled_up():
     run = loop.prepare(Config(model="resnet20"))
     assert loop.describe(run)["training_images"] == [1437, 32, 32, 1]
-    assert run.data.test.images.shape == (360, 32, 32, 1)
+    assert run.data[0].test.images.shape == (360, 32, 32, 1)
 
 
 def test_defaults_belong_to_the_data():
@@ -387,7 +388,7 @@ def test_defaults_belong_to_the_data():
 
 
 REFUSED = {
-    "model": ({"model": "vgg"}, "--model: got 'vgg', required one of source, lenet5, two_conv, all_conv, "),
+    "model": ({"model": "vgg16"}, "--model: got 'vgg16', required one of source, lenet5, two_conv, vgg, all_conv, "),
     "backward": ({"backward": "both"}, "--backward: got 'both', required one of manual, autodiff"),
     "epochs": ({"epochs": 0}, "--epochs: got 0, required at least 1"),
     "batch": ({"batch_size": 0}, "--batch-size: got 0, required at least 1"),

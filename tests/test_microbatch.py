@@ -9,7 +9,6 @@ from conftest import FLOAT64, assert_close
 
 import jaxcnn
 from jaxcnn import models
-from jaxcnn.training.devices import all_devices
 from jaxcnn.training.microbatch import FEW, SAVED, automatic, independent
 
 KEY = jax.random.key(0)
@@ -114,11 +113,3 @@ def test_no_loop_elsewhere_than_on_a_cpu():
         for platform in ("cpu", "cuda", "tpu")
     }
     assert loops == {"cpu": 1, "cuda": 0, "tpu": 0}
-
-
-@pytest.mark.parametrize("microbatch", ["all", 2.0, True])
-def test_bad_values(microbatch):
-    with pytest.raises(TypeError, match=r'train_step: microbatch must be a whole number, "auto" or None, got'):
-        jaxcnn.train_step(
-            models.source(), jaxcnn.softmax_cross_entropy, optax.sgd(0.1), microbatch=microbatch, mesh=all_devices()
-        )

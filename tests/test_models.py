@@ -14,6 +14,7 @@ KEY = jax.random.key(0)
 # Parameters for 32×32×3 and 10 classes, worked out by hand from the papers' tables:
 # filters n·h·w·C, 2 a channel for each normalisation, 1 for LayerScale, dense layers in·out + out (if there is a bias).
 COUNTS = {
+    "vgg": sum(o * 9 * i + 2 * o for i, o in ((3, 32), (32, 64), (64, 64), (64, 64))) + 64 * 10 + 10,
     "all_conv": sum(o * k * k * i + o for i, o, k in (
         (3, 96, 3), (96, 96, 3), (96, 96, 3), (96, 192, 3), (192, 192, 3), (192, 192, 3), (192, 192, 3), (192, 192, 1),
         (192, 10, 1),
@@ -47,6 +48,7 @@ def test_number_of_parameters(name):
 # Each with its true layers, narrow, on small images: what takes long is compiling. Of two channels, or of the three
 # values of a last feature map of 1×1, normalisation leaves little but signs, and gradients that cancel.
 NARROW = {
+    "vgg": (models.vgg(3, width=2), (16, 16, 1)),
     "resnet9": (models.resnet9(3, width=2), (8, 8, 1)),
     "resnet20": (models.resnet20(3, width=2), (8, 8, 1)),
     "all_conv": (models.all_conv(3, width=2), (12, 12, 1)),
@@ -95,8 +97,8 @@ def without_noise(tree):
 
 
 STAGES = {
-    "all_conv": (6, 6, 10), "resnet20": (8, 8, 64), "resnet9": (4, 4, 512), "mobilenet_v2": (4, 4, 512),
-    "convnext": (4, 4, 160),
+    "vgg": (4, 4, 64), "all_conv": (6, 6, 10), "resnet20": (8, 8, 64), "resnet9": (4, 4, 512),
+    "mobilenet_v2": (4, 4, 512), "convnext": (4, 4, 160),
 }  # fmt: skip
 
 

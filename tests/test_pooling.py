@@ -9,7 +9,7 @@ import pytest
 from conftest import EXACT, FLOAT32, FLOAT64, assert_close, assert_same, draw, plain_max_pool
 from jax import lax
 
-from jaxcnn import g_maxpool, max_pool
+from jaxcnn import g_maxpool, global_max_pool, max_pool
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -87,6 +87,30 @@ def test_by_hand(example, ties):
 def test_values_that_are_not_finite(x, y, ties):
     for function in (max_pool, max_pool.plain):  # a reference is equal to its forward in value
         assert_close(function(jnp.array(x, float), ties=ties), np.array([[y]], float), EXACT)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("function", "shape", "window"),
+    [
+        *((pool, (2, 12, 12, 3), (w, w)) for pool in (max_pool, max_pool.plain) for w in (2, 3, 4)),
+        *((pool, (3, 20, 20, 5), (20, 20)) for pool in (global_max_pool, global_max_pool.plain)),
+    ],
+    ids=str,
+)
+def test_no_nan_is_lost(function, shape, window, dtype, rng):
+    """XLA's maximum over an axis loses them on a CPU, in some layouts and dtypes."""
+    batch, height, width, channels = shape
+    x = rng.normal(size=shape).astype(dtype)
+    x[0, 1, 1, 0] = x[-1, -1, -1, -1] = NAN
+    windows = x.reshape(batch, height // window[0], window[0], width // window[1], window[1], channels)
+    wanted = windows.max((2, 4))
+    if height > window[0]:
+        function = functools.partial(function, window=window)
+    for form in (function, jax.jit(function)):
+        got = np.asarray(form(x))
+        np.testing.assert_array_equal(got.reshape(wanted.shape), wanted)
+        assert np.isnan(got).sum() == 2
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 4, 2), (2, 4, 4, 0), (4, 4, 0)])

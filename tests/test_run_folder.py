@@ -15,7 +15,7 @@ import pytest
 from test_checkpoint import assert_same_bits
 
 import jaxcnn
-from jaxcnn.training.run_folder import NO_SUMS, RunFolder, StorageError, _of_config
+from jaxcnn.training.run_folder import RunFolder, StorageError, _of_config, no_sums
 from jaxcnn.training.samples import DataError
 
 # The state is small, but has all that a real one has: nested optax state, a step, a key.
@@ -39,11 +39,11 @@ def metrics(folder: RunFolder) -> list[dict]:
 def folder(tmp_path):
     """A run of five epochs of 10 steps, as it is left."""
     with RunFolder(tmp_path / "runs" / "one") as folder:
-        folder.create({"seed": 3}, state_at(0))
+        folder.create({"seed": 3, "seeds": 1}, state_at(0))
         for step in range(10, 60, 10):
             folder.log({"step": step, "train_loss": 1 / step})
             folder.keep(
-                state_at(step), NO_SUMS
+                state_at(step), no_sums(1)
             )  # at once: none may be left out because the one before is being written
     return RunFolder(folder.path)
 
@@ -69,7 +69,7 @@ def test_the_first_checkpoint_comes_before_the_config(tmp_path, monkeypatch):
 
     monkeypatch.setattr("jaxcnn.training.run_folder._replace", replace)
     with folder:
-        folder.create({"seed": 3}, state_at(0))
+        folder.create({"seed": 3, "seeds": 1}, state_at(0))
     assert seen == [("config.json", 3, [0])]
 
 
@@ -77,13 +77,13 @@ def test_resume_restores_the_very_bits(folder):
     with folder:
         kept = folder.resume(state_at(0, seed=1))
     assert_same_bits(kept.state, state_at(50))
-    assert (kept.sums, kept.warnings) == (NO_SUMS, [])
+    assert (kept.sums, kept.warnings) == (no_sums(1), [])
     assert kept.lines == metrics(folder)
     jax.random.normal(kept.state.key)  # a typed key, as it was
 
 
 def test_resume_in_the_middle_of_an_epoch(folder):
-    sums = {"loss": 1 / 3, "seconds": 0.1, "skipped": 2}
+    sums = {"loss": [1 / 3], "seconds": 0.1, "skipped": [2]}
     with folder:
         folder.resume(state_at(0))
         folder.keep(state_at(53), sums)
@@ -109,7 +109,7 @@ def test_a_damaged_checkpoint_is_set_aside(folder):
         assert [line["step"] for line in metrics(folder)] == [10, 20, 30, 40]
         assert (folder.path / "damaged-50" / "state" / "_METADATA").exists()
         folder.log({"step": 50, "train_loss": 1 / 50})
-        folder.keep(state_at(50), NO_SUMS)
+        folder.keep(state_at(50), no_sums(1))
     assert (folder.path / "metrics.jsonl").read_bytes() == before
     with folder:
         kept = folder.resume(state_at(0))
@@ -186,10 +186,10 @@ def test_a_new_run_in_a_folder_that_another_process_has_just_taken(tmp_path):
     with (tmp_path / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with RunFolder(tmp_path) as folder, pytest.raises(StorageError, match="is in use by another process"):
-            folder.create({}, state_at(0))
+            folder.create({"seed": 0, "seeds": 1}, state_at(0))
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
     with RunFolder(tmp_path) as folder:  # no run has begun there: it can be a new one's
-        folder.create({}, state_at(0))
+        folder.create({"seed": 0, "seeds": 1}, state_at(0))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_checkpoint_that_cannot_be_written(folder, monkeypatch, error):
         with monkeypatch.context() as patched:
             patched.setattr(type(folder._checkpoints), "wait_until_finished", fail)
             with pytest.raises(StorageError) as told:
-                folder.keep(state_at(60), NO_SUMS)
+                folder.keep(state_at(60), no_sums(1))
     assert str(told.value) == (
         f"{folder.path} cannot be written to: No space left on device; the checkpoint of step 50 is whole"
     )
@@ -223,7 +223,10 @@ def test_a_new_run_needs_a_new_folder(folder, tmp_path):
         tmp_path / "file": f"{tmp_path / 'file'} is no folder that can be written to; give another",
         tmp_path / "file" / "below": f"{tmp_path / 'file'} is no folder that can be written to",
     }.items():
-        for refuse in (RunFolder(path).require_new, lambda p=path: RunFolder(p).create({}, state_at(0))):
+        for refuse in (
+            RunFolder(path).require_new,
+            lambda p=path: RunFolder(p).create({"seed": 0, "seeds": 1}, state_at(0)),
+        ):
             with pytest.raises(DataError, match=f"--out {path}: {says}"):
                 refuse()
     assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "file"])

@@ -11,10 +11,11 @@ import pytest
 from test_loop import lines_of, train
 
 import jaxcnn
-from jaxcnn.training import loop
+from jaxcnn.training import choice, loop
 from jaxcnn.training.checkpoint import checkpoints, params_sha256
 from jaxcnn.training.config import Config
 from jaxcnn.training.loop import Diverged, EpochEnd, Interrupted
+from jaxcnn.training.optimizer import evaluated_params
 from jaxcnn.training.run_folder import RunFolder
 from jaxcnn.training.samples import DataError
 
@@ -47,10 +48,10 @@ def test_the_best_epoch_is_chosen_and_loaded(run, whole, tmp_path):
     params, state = jaxcnn.load(path)
     last = RunFolder(tmp_path).newest(shorter.state, loop.initially_chosen(shorter)).state
     assert params_sha256(params) == params_sha256(last.params) == end["params_sha256"]
-    score = jaxcnn.evaluate(run.network, last._replace(params=params, state=state), *run.data.test)
+    score = jaxcnn.evaluate(run.network, last._replace(params=params, state=state), *run.data[0].test)
     np.testing.assert_allclose(score["loss"], end["test_loss"], rtol=1e-6)
     assert score["accuracy"] == end["test_accuracy"]
-    score = jaxcnn.evaluate(run.network, last._replace(params=params, state=state), *run.data.validation)
+    score = jaxcnn.evaluate(run.network, last._replace(params=params, state=state), *run.data[0].validation)
     np.testing.assert_allclose(score["loss"], lines[chosen - 1]["validation_loss"], rtol=1e-6)
 
 
@@ -79,13 +80,13 @@ def test_the_choice_survives_a_break(run, whole, tmp_path, stop):
 @pytest.mark.parametrize("validation", [0.0, 0.1])
 def test_the_test_images_are_used_once(tmp_path, monkeypatch, validation):
     run, seen = loop.prepare(dataclasses.replace(WORSE, validation=validation, epochs=3)), []
-    evaluate = loop.evaluate
+    evaluate = choice.evaluate
 
     def watched(network, state, images, labels):
-        seen.append("test" if images is run.data.test.images else "validation")
+        seen.append("test" if images is run.data[0].test.images else "validation")
         return evaluate(network, state, images, labels)
 
-    monkeypatch.setattr(loop, "evaluate", watched)
+    monkeypatch.setattr(choice, "evaluate", watched)
     with pytest.raises(Interrupted):
         train(run, tmp_path, until=run.steps_an_epoch)
     train(run, tmp_path, resume=True)
@@ -115,7 +116,7 @@ def test_the_averaged_parameters_of_the_chosen_epoch(tmp_path):
     shorter = loop.prepare(dataclasses.replace(run.config, epochs=chosen))
     train(shorter, tmp_path / "shorter")
     kept = RunFolder(tmp_path / "shorter").newest(shorter.state, loop.initially_chosen(shorter)).state
-    averaged = loop.evaluated_params(kept.params, kept.opt_state)
+    averaged = evaluated_params(kept.params, kept.opt_state)
     assert params_sha256(jaxcnn.load(tmp_path / "whole")[0]) == params_sha256(averaged) == end["params_sha256"]
     assert params_sha256(averaged) != params_sha256(kept.params)
 
@@ -127,7 +128,7 @@ def test_running_statistics_of_the_chosen_epoch(tmp_path, monkeypatch):
     monkeypatch.setitem(loop.RECIPES, "source", recipe)
     first, run = (loop.prepare(dataclasses.replace(WORSE, epochs=epochs)) for epochs in (1, 2))
     wanted = train(first, tmp_path / "first")[-1].metrics
-    monkeypatch.setattr(loop, "best", lambda lines: lines[0])
+    monkeypatch.setattr(choice, "best", lambda lines, number: 1)
     end = train(run, tmp_path / "whole")[-1].metrics
     then = RunFolder(tmp_path / "first").newest(first.state, loop.initially_chosen(first)).state
     got, kept = (jax.tree.leaves(tree) for tree in (jaxcnn.load(tmp_path / "whole"), (then.params, then.state)))
@@ -138,10 +139,10 @@ def test_running_statistics_of_the_chosen_epoch(tmp_path, monkeypatch):
 
 def test_a_run_that_diverges_keeps_its_best(run, tmp_path):
     """A label of the second epoch is none; the network of the first epoch is there."""
-    first, second = (np.asarray(loop.shuffled(1293, 8, seed=0, epoch=epoch)) for epoch in (0, 1))
-    labels = run.data.train.labels.copy()
+    first, second = (np.asarray(jaxcnn.shuffled(1293, 8, seed=0, epoch=epoch)) for epoch in (0, 1))
+    labels = run.data[0].train.labels.copy()
     labels[np.setdiff1d(second, first)[0]] = -1
-    bad = run._replace(data=run.data._replace(train=run.data.train._replace(labels=labels)))
+    bad = run._replace(data=(run.data[0]._replace(train=run.data[0].train._replace(labels=labels)),))
     with pytest.raises(Diverged):
         train(bad, tmp_path / "bad")
     only = loop.prepare(dataclasses.replace(WORSE, epochs=1))
@@ -165,7 +166,7 @@ def line(epoch, accuracy, loss):
     ],
 )
 def test_which_epoch_is_the_best(figures, chosen):
-    assert loop.best([line(i, *pair) for i, pair in enumerate(figures, 1)])["epoch"] == chosen
+    assert choice.best([line(i, *pair) for i, pair in enumerate(figures, 1)]) == chosen
 
 
 def test_a_tenth_by_default_but_for_the_digits():

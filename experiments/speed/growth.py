@@ -47,9 +47,9 @@ class Point(NamedTuple):
     def operations(self) -> int:
         """Multiplications and additions of one step: forward, gradients of the weights and of the layers' inputs,
         without that of the images, which nobody needs."""
-        c, places = self.channels, self.size**2
-        first, second = places * 9 * c, places // 4 * 9 * c * 2 * c
-        dense = places // 16 * 2 * c * 128 + 128 * 10
+        c, half, quarter = self.channels, self.size // 2, self.size // 4  # pooling leaves out what fills no window
+        first, second = self.size**2 * 9 * c, half**2 * 9 * c * 2 * c
+        dense = quarter**2 * 2 * c * 128 + 128 * 10
         return 2 * self.batch * (2 * first + 3 * (second + dense))
 
 
@@ -65,8 +65,8 @@ class Measured(NamedTuple):
 
 SWEEPS = {
     "batch": [16, 32, 64, 128, 256, 512, 1024, 2048, 4096],
-    "size": [8, 12, 16, 24, 32, 48, 64, 96, 128],
-    "channels": [8, 16, 32, 64, 128, 256],
+    "size": [8, 12, 16, 24, 31, 32, 33, 37, 48, 64, 96, 128],
+    "channels": [8, 15, 16, 17, 24, 32, 48, 64, 100, 128, 256],
 }
 QUICK = {"batch": [16, 64, 256], "size": [8, 16, 32], "channels": [8, 16, 32]}
 

@@ -42,10 +42,10 @@ def prepare(problem: Problem, devices: int, *, scan: bool = False) -> Prepared:
 
     state = place(state, step.mesh, P())
     if scan:
-        data = [place(a, step.mesh, spec) for a, spec in zip(data, step.specs, strict=True)]
+        data = [place(a, step.mesh, spec) for a, spec in zip(data, step.specs.values(), strict=True)]
         return Prepared(in_scans(with_loss, jax.block_until_ready, state, *data), temporaries, STEPS_A_SCAN)
     batches = [
-        [place(a, step.mesh, spec) for a, spec in zip(batch, step.specs, strict=True)]
+        [place(a, step.mesh, spec) for a, spec in zip(batch, step.specs.values(), strict=True)]
         for batch in zip(problem.images, problem.labels, strict=True)
     ]
     return Prepared(one_by_one(with_loss, jax.block_until_ready, state, batches), temporaries)

@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxcnn.rule import Array, Rule, Static
 from jaxcnn.rules.dtypes import require_equal_floats, wide
-from jaxcnn.rules.pooling import TIES, pooled_shape, pooling_geometry, wins, zero_with_gradient
+from jaxcnn.rules.pooling import TIES, largest, pooled_shape, pooling_geometry, wins, zero_with_gradient
 from jaxcnn.rules.resize import combine
 from jaxcnn.rules.window import Geometry, pair, stretched, with_all_axes
 
@@ -155,7 +155,7 @@ def global_max_pool_forward(x: Array, *, ties: str = "first") -> tuple[Array, Gl
     _require_pixels("global_max_pool", x)
     if ties not in TIES:
         raise ValueError(f"global_max_pool: ties must be one of {', '.join(TIES)}, got {ties!r}")
-    y = x.max((-3, -2))
+    y = largest(x, (-3, -2))
     return y, GlobalMaxPoolResiduals(x, y)
 
 
@@ -171,7 +171,7 @@ def global_max_pool_backward(residuals: GlobalMaxPoolResiduals, dy: Array, *, ti
 
 def global_max_pool_reference(x, *, ties="first"):
     """In plain jax, its `jax.vjp` following the convention: the maximum, and the winners' shares of the gradient."""
-    pixels, y = _pixels(x), x.max((-3, -2))
+    pixels, y = _pixels(x), largest(x, (-3, -2))
     shares = _winners(pixels, y, ties).astype(wide(x).dtype)
     if ties == "split":
         shares = shares / shares.sum(-2, keepdims=True)

@@ -137,7 +137,7 @@ def max_pool_reference(x, *, window=2, stride=None, padding="VALID", ties="first
     g = pooling_geometry(x, window, stride, padding, ties)
     padded = jnp.pad(with_all_axes(x), ((0, 0), *g.padding, (0, 0)), constant_values=-np.inf)
     taps = jnp.stack([tap(padded, place, g) for place in g.taps], axis=-1)
-    y = taps.max(-1, keepdims=True)
+    y = largest(taps, -1)[..., None]
     shares = (wins(taps, y) & np.stack([_inside(place, g) for place in g.taps], axis=-1)).astype(x.dtype)
     if ties == "first":  # argmax is the first
         shares = jax.nn.one_hot(shares.argmax(-1), len(g.taps), dtype=x.dtype)
@@ -196,6 +196,11 @@ def _spread(a: Array, shape: tuple[int, ...]) -> Array:
     rows = 1 if len(shape) == 4 else 0
     a = jnp.repeat(jnp.repeat(a, 2, axis=rows + 1), 2, axis=rows)
     return jnp.pad(a, [(0, s - t) for s, t in zip(shape, a.shape, strict=True)])
+
+
+def largest(x: Array, axes: int | tuple[int, ...]) -> Array:
+    """The maximum, NaN where there is one: on a CPU XLA's own passes over them (openxla/xla issue 21461)."""
+    return jnp.where(jnp.isnan(x).any(axes), jnp.nan, x.max(axes))
 
 
 def wins(values: Array, maximum: Array) -> Array:

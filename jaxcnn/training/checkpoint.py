@@ -42,7 +42,7 @@ def save(path: str | Path, params: dict[str, Any], state: dict[str, Any] | None 
     orbax().save(path, tree, custom_metadata=signed(tree, {}))
 
 
-def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def load(path: str | Path, *, seed: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The (params, state) that `save` wrote, or those that a run has come to: of the epoch that is chosen on its
     validation images, so far where it has not ended; without these of its newest whole checkpoint. Where the run has
     `--average` the params are the averaged ones.
@@ -51,8 +51,12 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     the pixel_mean and pixel_deviation in its config.json, one a channel. Where a run's newest checkpoint is damaged,
     the one before it is taken, with a warning.
 
+    Args:
+      path: a folder. seed: which one's network, of a run of several seeds.
+
     Raises:
       FileNotFoundError: no such folder. DataError: it holds no network of `save` and no run, or not as it was written.
+      ValueError: no seed given for a run of several, or one that the run does not have.
     """
     path = Path(path).absolute()
     if not path.is_dir():
@@ -60,14 +64,25 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     folders = checkpoints(path) if (path / "checkpoints").is_dir() else [path]
     for folder in folders:
         try:
-            tree = read(folder).tree
+            tree, record = read(folder)
+            network = evaluated_params(tree["params"], tree.get("opt_state")), tree["state"]
             if "chosen" in tree:
-                return tree["chosen"]["params"], tree["chosen"]["state"]
-            return evaluated_params(tree["params"], tree.get("opt_state")), tree["state"]
+                network = tree["chosen"]["params"], tree["chosen"]["state"]
+            return _of_seed(path, network, record.get("seeds", []), seed)
         except (Damaged, KeyError):
             if folder is not folders[-1]:
                 warnings.warn(f"load: {folder} is damaged; the checkpoint before it is taken", stacklevel=2)
     raise DataError(f"load: {path} is neither a complete network of jaxcnn.save nor a run folder")
+
+
+def _of_seed(path: Path, network: Any, seeds: list[int], seed: int | None) -> Any:
+    """That seed's part of a network; the whole where there is but one."""
+    if seed is None and len(seeds) <= 1:
+        return network
+    if seed not in seeds:
+        has = f"the seeds {', '.join(map(str, seeds))}" if seeds else "one network and no seeds"
+        raise ValueError(f"load: seed: got {seed}, but {path} has {has}")
+    return jax.tree.map(lambda leaf: leaf[seeds.index(seed)], network) if len(seeds) > 1 else network
 
 
 def params_sha256(params: Any) -> str:
@@ -145,6 +160,9 @@ def by_itself() -> contextlib.AbstractContextManager[Any]:
 
 
 def _alone() -> dict[str, Any]:
+    """orbax' options for that."""
+    if not jax.distributed.is_initialized():
+        return {}
     process = jax.process_index()
     return {"primary_host": process, "active_processes": {process}, "barrier_sync_key_prefix": f"process_{process}"}
 
@@ -155,12 +173,11 @@ def manager(folder: Path, kept: int) -> Any:
     """Writes the checkpoints in a folder, by this process alone, and keeps so many."""
     import orbax.checkpoint as v0
 
-    of_several: dict[str, Any] = {"multiprocessing_options": v0.options.MultiprocessingOptions(**_alone())}
     options = v0.CheckpointManagerOptions(
         preservation_policy=v0.checkpoint_managers.LatestN(kept),
         cleanup_tmp_directories=True,
-        create=False,
-        **(of_several if jax.distributed.is_initialized() else {}),
+        create=False,  # it would wait for the other processes
+        multiprocessing_options=v0.options.MultiprocessingOptions(**_alone()),
     )
     return v0.CheckpointManager(folder, options=options)
 

@@ -36,12 +36,17 @@ class Config:
     average: float | None = None
     freeze: list[str] = dataclasses.field(default_factory=list)
     seed: int = 0
+    seeds: int = 1  # from `seed` on
     validation: float | None = None
     augment: str | None = None
     classes: int = 10
     microbatch: int | str = AUTO
     precision: str = "float32"
     skip_nonfinite: int = 0
+
+    @property
+    def all_seeds(self) -> range:
+        return range(self.seed, self.seed + self.seeds)
 
     def complete(self) -> Config:
         """With the defaults of the model and the data; raises DataError for a value that makes no sense."""
@@ -75,6 +80,7 @@ class Config:
             ("batch_size", 1),
             ("classes", 2),
             ("seed", 0),
+            ("seeds", 1),
             ("weight_decay", 0),
             ("skip_nonfinite", 0),
         ):
@@ -82,8 +88,9 @@ class Config:
                 raise DataError(f"--{name.replace('_', '-')}: got {getattr(full, name)}, required at least {least}")
         if full.microbatch != AUTO and (isinstance(full.microbatch, str) or full.microbatch < 1):
             raise DataError(f"--microbatch: got {full.microbatch}, required {AUTO} or a number of images, at least 1")
-        if not full.seed < 2**32:
-            raise DataError(f"--seed: got {full.seed}, required less than {2**32}")
+        if not full.seed + full.seeds <= 2**32:
+            last = full.seed + full.seeds - 1
+            raise DataError(f"--seed: got {last}, required less than {2**32}")
         if not (full.learning_rate or 0) > 0:
             raise DataError(f"--learning-rate: got {full.learning_rate}, required more than 0")
         if full.momentum is not None and full.optimizer != "sgd":

@@ -84,12 +84,12 @@ def load_data(
     return DataSet(train, held_out, test, classes, mean, deviation, augment, digest)
 
 
-def require_same_data(kept: dict[str, Any], data: DataSet) -> None:
-    """Raises DataError where the configuration of an earlier run was written for other images or labels."""
-    if kept.get("data_sha256") != data.sha256:
+def require_same_data(name: str, sha256: str, data: DataSet) -> None:
+    """Raises DataError where an earlier run, whose data had that digest, was begun with other images or labels."""
+    if sha256 != data.sha256:
         raise DataError(
-            f"{kept.get('data')}: not the data that the run was begun with: sha256 {data.sha256}, in config.json "
-            f"{kept.get('data_sha256')}; bring the files back, or start a new run"
+            f"{name}: not the data that the run was begun with: sha256 {data.sha256}, in config.json {sha256}; bring "
+            "the files back, or start a new run"
         )
 
 

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxcnn.rules.window import is_whole
 
 BATCH = "batch"  # the one mesh axis: the samples of a batch
 TURN = threading.RLock()  # who holds it may execute on several CPU devices: the process has one pool of threads for all
@@ -25,12 +29,16 @@ def use_cpu_cores(n: int | None = None) -> int:
       n: how many; all the cores this process may use when None.
 
     Raises:
-      ValueError: n less than 1. RuntimeError: jax has used a device already, and then the number is fixed.
+      TypeError: n no whole number. ValueError: n less than 1. RuntimeError: jax has used a device already, and then the
+      number is fixed.
 
     >>> use_cpu_cores()  # doctest: +SKIP
     2
     """
     n = available_cores() if n is None else n
+    if not is_whole(n):
+        raise TypeError(f"use_cpu_cores: n must be a whole number or None, got {n!r}")
+    n = int(n)  # jax takes none of NumPy's
     if n < 1:
         raise ValueError(f"use_cpu_cores: n must be at least 1, got {n}")
     try:
@@ -73,12 +81,14 @@ def all_devices() -> Mesh:
 
 
 def require_one_axis(function: str, mesh: Any) -> None:
-    """Raises ValueError for a mesh whose axes a step does not know what to do with."""
+    """Raises TypeError or ValueError for what is no mesh, or one whose axes a step does not know what to do with."""
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        raise TypeError(f"{function}: mesh must be a jax.sharding.Mesh, as jax.make_mesh makes, got {mesh!r}")
     if len(mesh.axis_names) != 1:
         raise ValueError(f"{function}: mesh must have one axis, the batch; got axes {mesh.axis_names}")
 
 
-def place(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+def place(tree: Any, mesh: Any, spec: PartitionSpec) -> Any:
     """The arrays on the mesh; those that are there already are not copied.
 
     Where the mesh is of several processes each of them gives the whole array, or one that lies on it already.
@@ -114,3 +124,27 @@ def must_not_overlap(mesh: Any) -> bool:
 def is_cpu(mesh: Any) -> bool:
     """Whether it is a mesh of CPU devices of this machine, not an abstract one."""
     return isinstance(mesh, Mesh) and np.ravel(mesh.devices)[0].platform == "cpu"
+
+
+FEW_BYTES = 2**18  # larger arrays are summed by themselves
+
+
+def sum_over_devices(tree, axis):
+    """`lax.psum`, of all small arrays at once: the devices meet once for each sum, which takes longer than the sum."""
+    leaves, structure = jax.tree.flatten(tree)
+    groups: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        groups.setdefault(leaf.dtype if leaf.size * leaf.dtype.itemsize <= FEW_BYTES else i, []).append(i)
+    for together in groups.values():
+        joined = lax.psum(jnp.concatenate([leaves[i].ravel() for i in together]), axis)
+        ends = np.cumsum([leaves[i].size for i in together])[:-1]
+        for i, part in zip(together, jnp.split(joined, ends), strict=True):
+            leaves[i] = part.reshape(leaves[i].shape)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def agreed_over_devices(leaf, axis):
+    """What all devices keep of the state that each has made: of floats the mean, else the largest."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(lax.pmax(jax.random.key_data(leaf), axis), impl=jax.random.key_impl(leaf))
+    return lax.pmean(leaf, axis) if jnp.issubdtype(leaf.dtype, jnp.inexact) else lax.pmax(leaf, axis)

@@ -56,7 +56,7 @@ def evaluate(
         raise ValueError(f"evaluate: batch must be at least 1, got {batch}")
     if labels.dtype.kind in "iu" and (labels != labels.astype(np.int32)).any():
         raise ValueError(f"evaluate: labels hold values that int32 cannot, got {labels.min()} … {labels.max()}")
-    where = next((leaf.sharding for leaf in jax.tree.leaves(state.params) if isinstance(leaf, jax.Array)), None)
+    where: Any = next((leaf.sharding for leaf in jax.tree.leaves(state.params) if isinstance(leaf, jax.Array)), None)
     total, right, decided = 0.0, 0, 0
     for start in range(0, samples, batch):
         part = slice(start, start + batch)

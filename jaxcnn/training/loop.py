@@ -12,29 +12,33 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import PartitionSpec as P
 
 from jaxcnn.layers import Layer, with_dtypes
 from jaxcnn.rules.loss import softmax_cross_entropy
-from jaxcnn.training.augment import Augmentation, from_text
-from jaxcnn.training.checkpoint import params_sha256
+from jaxcnn.training.choice import chosen_of, initially_chosen, tested, validated
+from jaxcnn.training.chunk import (
+    augmentation_of,
+    copied,
+    in_words,
+    on_devices,
+    order_of,
+    steps_at_once,
+    steps_of,
+    watched,
+)
 from jaxcnn.training.config import Config
 from jaxcnn.training.data import DataSet, enlarged, load_data, require_same_data
-from jaxcnn.training.evaluate import evaluate
 from jaxcnn.training.finite import first_nonfinite
-from jaxcnn.training.host import on_host
 from jaxcnn.training.names import name_of
-from jaxcnn.training.optimizer import evaluated_params, make_optimizer, require_layers
-from jaxcnn.training.processes import of_all
+from jaxcnn.training.optimizer import make_optimizer, require_layers
+from jaxcnn.training.processes import several
 from jaxcnn.training.recipes import RECIPES
-from jaxcnn.training.run_folder import NO_SUMS, Chosen, RunFolder
+from jaxcnn.training.run_folder import RunFolder, no_sums, steps_done
 from jaxcnn.training.samples import DataError
-from jaxcnn.training.step import BACKWARD, TrainState, all_finite, init_train_state, shuffled, train_steps
-
-CHUNK = 100  # steps in one scan: few enough to show progress and to stop soon
+from jaxcnn.training.seeds import init_train_states
+from jaxcnn.training.step import BACKWARD, TrainState, all_finite, init_train_state
 
 
 class GradientCheck(NamedTuple):
@@ -47,7 +51,7 @@ class Progress(NamedTuple):
     epoch: int
     step: int
     steps: int  # of the whole run
-    loss: float  # mean over the chunk
+    loss: float  # mean over the chunk, and over the seeds
     images_per_second: float
 
 
@@ -71,48 +75,55 @@ class Run(NamedTuple):
     """A run that is ready to start: everything checked, nothing written."""
 
     config: Config
-    data: DataSet
+    data: tuple[DataSet, ...]  # one a seed
     network: Layer
     optimizer: optax.GradientTransformation
-    state: TrainState
+    state: TrainState  # of several seeds with a leading axis, theirs
     steps_an_epoch: int
 
     @property
     def steps(self) -> int:
         return (self.config.epochs or 0) * self.steps_an_epoch
 
+    def each(self, values: list[Any]) -> Any:
+        """What the files say of one value a seed: in a run of one seed that value, else all of them."""
+        return values if self.config.seeds > 1 else values[0]
+
+    def named(self, number: int) -> str:
+        """Of which seed a message is, by its number among the seeds."""
+        return f"seed {self.config.seed + number}: " if self.config.seeds > 1 else ""
+
 
 def prepare(config: Config) -> Run:
     """Reads the data and makes the network. Raises DataError or ValueError for what cannot be trained."""
     config = config.complete()
-    assert config.epochs is not None  # complete() saw to both
-    assert config.validation is not None
-    data = load_data(
-        config.data, seed=config.seed, folder=config.data_dir, validation=config.validation, classes=config.classes
-    )
-    samples = len(data.train.labels)
+    assert config.epochs is not None  # complete() saw to it
+    if config.seeds > 1 and several():
+        raise DataError(f"--seeds: got {config.seeds}, required 1 with several processes, which share each batch")
+    data = _load(config)
+    samples = len(data[0].train.labels)
     if config.batch_size > samples:
         raise DataError(f"--batch-size: got {config.batch_size}, required at most the {samples} training images")
-    if config.batch_size % jax.device_count():
+    sharing = jax.device_count() if config.seeds == 1 else 1  # devices to a batch; several seeds have each its own
+    if config.batch_size % sharing:
         raise DataError(
             f"--batch-size: got {config.batch_size}, required a multiple of the {jax.device_count()} devices; "
             "give another, or --cores 1"
         )
     steps_an_epoch = samples // config.batch_size
-    network = RECIPES[config.model].network(data.classes)
+    network = RECIPES[config.model].network(data[0].classes)
     if config.precision != "float32":  # parameters, running statistics, the loss and what follows it stay in float32
         network = with_dtypes(network, computation=config.precision, output="float32")
-    data = enlarged(data, RECIPES[config.model].size)
     optimizer = make_optimizer(config, config.epochs * steps_an_epoch)
-    size = data.train.images.shape[1:]
+    size = data[0].train.images.shape[1:]
     try:
-        state = _initial_state(network, optimizer, config.seed, size)
+        state = _initial_state(network, optimizer, config, size)
     except ValueError as error:
-        raise DataError(f"--model {config.model}: not for images of {_by(size)}: {error}") from None
+        raise DataError(f"--model {config.model}: not for images of {in_words(size)}: {error}") from None
     require_layers(config, state.params)
-    _augmentation(config, data)  # so that nothing is written where it is not for these images
+    augmentation_of(config, data)  # so that nothing is written where it is not for these images
     if config.augment is None:
-        config = dataclasses.replace(config, augment=data.augment)
+        config = dataclasses.replace(config, augment=data[0].augment)
     return Run(config, data, network, optimizer, state, steps_an_epoch)
 
 
@@ -131,78 +142,67 @@ def train(
         that step is saved. Interrupted: `stop()` was true; the state of that step is saved.
       DataError: there is nothing to resume. StorageError: the folder is in use, or cannot be written to.
     """
-    images, labels = (jnp.asarray(a) for a in run.data.train)
-    loss = softmax_cross_entropy
-    sums, chosen = NO_SUMS, initially_chosen(run)
-    state = _copied(run.state)  # the step donates its state; the run's own is not ours to give away
+    sums, chosen = no_sums(run.config.seeds), initially_chosen(run)
+    state = copied(run.state)  # the step donates its state; the run's own is not ours to give away
     if resume:
         changes = changed(run, folder)
         state, chosen, sums, _, warnings = folder.resume(run.state, chosen)
-        if state.skipped > run.config.skip_nonfinite:
+        if (most := int(np.asarray(state.skipped).max())) > run.config.skip_nonfinite:
             raise DataError(
-                f"--skip-nonfinite: got {run.config.skip_nonfinite}, required at least {state.skipped}, which the run "
-                "has left out already"
+                f"--skip-nonfinite: got {run.config.skip_nonfinite}, required at least {most}, which the run has left "
+                "out already"
             )
         yield from map(Warned, [*changes, *warnings])
-    first = _order(run, 0)[0]
-    check = _gradient_check(run, *(a[first] for a in run.data.train))
+    check = _gradient_check(run)
     if not resume:
         folder.create(describe(run), state, chosen)
     yield check
-    allowed, augment = run.config.skip_nonfinite, _augmentation(run.config, run.data)
-    how = {"backward": run.config.backward, "microbatch": run.config.microbatch, "augment": augment}
-    steps = train_steps(run.network, loss, run.optimizer, **how)
-    images, labels = (of_all(a, steps.mesh, P()) for a in (images, labels))
-    watched = train_steps(run.network, loss, run.optimizer, skip_nonfinite=allowed, **how)
-    done = int(state.step)
+    allowed, chunk, data = run.config.skip_nonfinite, steps_at_once(run), on_devices(run)
+    steps, careful = (steps_of(run, data, limit) for limit in (None, allowed))
+    done = steps_done(state)
     while done < run.steps:
         epoch, position = divmod(done, run.steps_an_epoch)
-        order = _order(run, epoch)
+        order = order_of(run, epoch)
         while position < run.steps_an_epoch:
-            chosen_images = order[position : position + CHUNK]
-            batches = of_all(chosen_images, steps.mesh, steps.specs[-1])
+            batches = order[:, position : position + chunk]
             start = time.perf_counter()
-            before = _copied(state)
-            state, metrics = steps(state, images, labels, batches)
-            finite = np.ones(len(batches), bool)
+            before = copied(state)
+            state, metrics = steps(state, batches)
+            finite, ended = np.ones(batches.shape[:2], bool), []
             if not _finite((state, metrics["loss"])):  # NaN stays in one of them; the same steps again, each watched
-                state, metrics = watched(before, images, labels, batches)
-                finite = jax.device_get(metrics["finite"])
+                state, metrics, ended = watched(careful, before, batches, allowed)
+                finite = np.atleast_2d(metrics["finite"])
             seconds = time.perf_counter() - start
-            count = int(state.step) - done  # fewer than were chosen where it ended
-            losses, finite = jax.device_get(metrics["loss"])[:count], finite[:count]
-            mean = float(losses[finite].mean()) if finite.any() else math.nan
+            count = steps_done(state) - done  # fewer than were asked for where it ended
+            losses, finite = np.atleast_2d(metrics["loss"])[:, :count], finite[:, :count]
             sums = {
-                "loss": sums["loss"] + float(losses[finite].sum()),
+                "loss": (sums["loss"] + losses.sum(1, np.float64, where=finite)).tolist(),
                 "seconds": sums["seconds"] + seconds,
-                "skipped": sums["skipped"] + int((~finite).sum()),
+                "skipped": (sums["skipped"] + (~finite).sum(1)).tolist(),
             }
-            skipped = int(state.skipped)
-            first_number = min(skipped, allowed) - int((~finite).sum()) + 1
-            for number, i in enumerate(np.flatnonzero(~finite), first_number):
-                which = f"{number} of the {allowed} that --skip-nonfinite allows"
-                yield Warned(f"step {done + i + 1} is not finite; it is left out, {which}")
+            for i, skipped in enumerate(np.atleast_1d(state.skipped)):
+                for number, step in enumerate(np.flatnonzero(~finite[i]), skipped - (~finite[i]).sum() + 1):
+                    which = f"{number} of the {allowed} that --skip-nonfinite allows"
+                    yield Warned(f"{run.named(i)}step {done + step + 1} is not finite; it is left out, {which}")
             position, done = position + count, done + count
-            if skipped > allowed:
-                # The step that ended the run is not counted: it will be tried again.
-                state = state._replace(skipped=state.skipped - 1)
+            if ended:
                 folder.keep(state, sums, chosen)
                 folder.wait()
-                raise Diverged(_why(run, state, order[position], metrics, count))
+                raise Diverged(_why(run, state, ended[0], order[ended[0], position], metrics, count))
+            mean = float(losses.mean(where=finite)) if finite.any() else math.nan
             yield Progress(epoch, done, run.steps, mean, batches.size / seconds)
             if position < run.steps_an_epoch and stop():
                 folder.keep(state, sums, chosen)
                 folder.wait()
                 raise Interrupted(f"step {done} of {run.steps}")
-        evaluated = state._replace(params=evaluated_params(state.params, state.opt_state))
-        line = _epoch_line(run, evaluated, epoch, sums)
-        if chosen is not None and best([*folder.lines, line]) is line:
-            chosen = on_host(Chosen(evaluated.params, evaluated.state))
+        line = _epoch_line(run, epoch, done, sums) | validated(run, state)
+        if chosen is not None:
+            chosen = chosen_of(run, chosen, state, [*folder.lines, line])
         if done == run.steps:
-            line |= _test(run, evaluated, chosen, [*folder.lines, line])
+            line |= tested(run, state, chosen, [*folder.lines, line])
         folder.log(line)
-        folder.keep(state, NO_SUMS, chosen)
-        sums = NO_SUMS
+        sums = no_sums(run.config.seeds)
+        folder.keep(state, sums, chosen)
         yield EpochEnd(line)
         if done < run.steps and stop():
             folder.wait()
@@ -214,22 +214,14 @@ def train(
 # before the first step is a few programs, not one for each operation, and the rest is done by NumPy.
 
 
-def _initial_state(network: Layer, optimizer, seed: int, input_shape: tuple[int, ...]) -> TrainState:
-    """`init_train_state` as one program."""
-    return jax.jit(lambda seed: init_train_state(network, optimizer, seed, input_shape))(np.uint32(seed))
-
-
-@jax.jit
-def _copied(state: TrainState) -> TrainState:
-    return jax.tree.map(jnp.copy, state)
+def _initial_state(network: Layer, optimizer, config: Config, input_shape: tuple[int, ...]) -> TrainState:
+    """`init_train_state`, or of several seeds `init_train_states`, as one program."""
+    if config.seeds > 1:
+        return init_train_states(network, optimizer, config.all_seeds, input_shape)
+    return jax.jit(lambda seed: init_train_state(network, optimizer, seed, input_shape))(np.uint32(config.seed))
 
 
 _finite = jax.jit(all_finite)
-
-
-def _order(run: Run, epoch: int) -> np.ndarray:
-    samples = len(run.data.train.labels)
-    return np.asarray(shuffled(samples, run.config.batch_size, seed=run.config.seed, epoch=epoch))
 
 
 def finished(run: Run, folder: RunFolder) -> dict[str, Any] | None:
@@ -238,7 +230,7 @@ def finished(run: Run, folder: RunFolder) -> dict[str, Any] | None:
     A metrics.jsonl that is not as it was written is written anew.
     """
     kept = folder.newest(run.state, initially_chosen(run))
-    if kept.warnings or int(kept.state.step) < run.steps:
+    if kept.warnings or steps_done(kept.state) < run.steps:
         return None
     folder.write_metrics(kept.lines)
     return kept.lines[-1]
@@ -248,11 +240,11 @@ def describe(run: Run) -> dict[str, Any]:
     """config.json: the configuration, the data's shapes, scaling and digest, and the versions."""
     return {
         **dataclasses.asdict(run.config),
-        "training_images": list(run.data.train.images.shape),
-        "test_images": list(run.data.test.images.shape),
-        "pixel_mean": list(run.data.mean),
-        "pixel_deviation": list(run.data.deviation),
-        "data_sha256": run.data.sha256,
+        "training_images": list(run.data[0].train.images.shape),
+        "test_images": list(run.data[0].test.images.shape),
+        "pixel_mean": run.each([list(data.mean) for data in run.data]),
+        "pixel_deviation": run.each([list(data.deviation) for data in run.data]),
+        "data_sha256": run.each([data.sha256 for data in run.data]),
         "devices": [str(d) for d in jax.devices()],
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in ("jaxcnn", "jax", "jaxlib", "optax")},
@@ -266,7 +258,8 @@ def changed(run: Run, folder: RunFolder) -> list[str]:
       DataError: other data, whose result would be another run's.
     """
     kept, now = folder.config(), describe(run)
-    require_same_data(kept, run.data)
+    for sha256, data in zip(np.ravel(kept["data_sha256"]), run.data, strict=True):
+        require_same_data(run.config.data, sha256, data)
     was, are = ({"python": d["python"], **d["versions"], "devices": d["devices"]} for d in (kept, now))
     differing = [f"{name} {was.get(name)} is now {are[name]}" for name in are if was.get(name) != are[name]]
     if not differing:
@@ -286,32 +279,32 @@ def from_folder(folder: RunFolder) -> Config:
 def new_folder(config: Config) -> Path:
     """runs/DATA-MODEL-seedN-TIME, in the current folder."""
     data = Path(config.data).name.removesuffix(".npz")
-    return Path("runs") / f"{data}-{config.model}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    seeds = "-".join(map(str, sorted({config.all_seeds[0], config.all_seeds[-1]})))
+    return Path("runs") / f"{data}-{config.model}-seed{seeds}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _augmentation(config: Config, data: DataSet) -> Augmentation | None:
-    """The data's where the configuration has none. Raises DataError for images that are too small for it."""
-    text = data.augment if config.augment is None else config.augment
-    black = [-mean / deviation for mean, deviation in zip(data.mean, data.deviation, strict=True)]
-    augment = from_text(text, black=black)
-    size = data.train.images.shape[1:]
-    try:
-        if augment is not None:
-            jax.eval_shape(lambda: augment(jax.random.key(0), jnp.zeros((1, *size))))
-    except ValueError as error:
-        raise DataError(f"--augment {text}: not for images of {_by(size)}: {error}") from None
-    return augment
+def _load(config: Config) -> tuple[DataSet, ...]:
+    """The data of each seed; one that they have in common is kept once."""
+    assert config.validation is not None  # complete() saw to it
+    how = {"folder": config.data_dir, "validation": config.validation, "classes": config.classes}
+    kept: dict[str, DataSet] = {}
+    digests = []
+    for seed in config.all_seeds:
+        data = load_data(config.data, seed=seed, **how)
+        digests.append(data.sha256)
+        if data.sha256 not in kept:
+            kept[data.sha256] = enlarged(data, RECIPES[config.model].size)
+    return tuple(kept[digest] for digest in digests)
 
 
-def _by(size: tuple[int, ...]) -> str:
-    return "×".join(map(str, size))
-
-
-def _gradient_check(run: Run, images, labels) -> GradientCheck:
-    """The gradient of the first batch at the initial parameters, by each backward pass."""
+def _gradient_check(run: Run) -> GradientCheck:
+    """The gradient of the first batch at the initial parameters, by each backward pass; the first seed's."""
+    images, labels = (a[order_of(run, 0)[0, 0]] for a in run.data[0].train)
 
     @jax.jit
     def by_each(state: TrainState, images, labels):
+        if run.config.seeds > 1:
+            state = jax.tree.map(lambda leaf: leaf[0], state)
         given = (state.params, state.state, images, labels, state.key)
         return [pass_(run.network, softmax_cross_entropy, 1.0, *given)[1][0] for pass_ in BACKWARD.values()]
 
@@ -326,60 +319,26 @@ def _relative_difference(a, b) -> float:
     return difference / largest if largest else difference
 
 
-def _epoch_line(run: Run, state: TrainState, epoch: int, sums: dict[str, float]) -> dict[str, Any]:
-    seconds = sums["seconds"]
-    line = {
-        "step": int(state.step),
+def _epoch_line(run: Run, epoch: int, done: int, sums: dict[str, Any]) -> dict[str, Any]:
+    counted = [run.steps_an_epoch - skipped for skipped in sums["skipped"]]
+    return {
+        "step": done,
         "epoch": epoch + 1,
-        "train_loss": sums["loss"] / counted if (counted := run.steps_an_epoch - sums["skipped"]) else math.nan,
-        "images_per_second": run.steps_an_epoch * run.config.batch_size / seconds,
-        "seconds": seconds,
-        **({"skipped_steps": sums["skipped"]} if sums["skipped"] else {}),
+        "train_loss": run.each([a / n if n else math.nan for a, n in zip(sums["loss"], counted, strict=True)]),
+        "images_per_second": run.config.seeds * run.steps_an_epoch * run.config.batch_size / sums["seconds"],
+        "seconds": sums["seconds"],
+        **({"skipped_steps": run.each(sums["skipped"])} if any(sums["skipped"]) else {}),
     }
-    if run.data.validation is not None:
-        held_out = evaluate(run.network, state, *run.data.validation)
-        line |= {"validation_loss": held_out["loss"], "validation_accuracy": held_out["accuracy"]}
-    return line
 
 
-def initially_chosen(run: Run) -> Chosen | None:
-    return None if run.data.validation is None else on_host(Chosen(run.state.params, run.state.state))
-
-
-def best(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """The epoch of the highest validation accuracy; of equal ones that of the lower loss, then the earlier.
-
-    >>> epochs = [(0.8, 0.5), (0.9, 0.4), (0.9, 0.3), (0.9, 0.3), (0.7, 0.1)]
-    >>> lines = [{"epoch": i, "validation_accuracy": a, "validation_loss": b} for i, (a, b) in enumerate(epochs, 1)]
-    >>> best(lines)["epoch"]
-    3
-    """
-
-    def rank(line: dict[str, Any]) -> tuple[float, float]:
-        loss = line["validation_loss"]
-        return -line["validation_accuracy"], math.inf if math.isnan(loss) else loss
-
-    return min(lines, key=rank)
-
-
-def _test(run: Run, state: TrainState, chosen: Chosen | None, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """The one use of the test set: by what the run has come to."""
-    epoch = {}
-    if chosen is not None:
-        where = jax.tree.leaves(state.params)[0].sharding  # all devices share the images
-        params, net_state = jax.device_put(tuple(chosen), where)
-        state, epoch = state._replace(params=params, state=net_state), {"chosen_epoch": best(lines)["epoch"]}
-    test = evaluate(run.network, state, *run.data.test)
-    digest = params_sha256(state.params)
-    return {**epoch, "test_loss": test["loss"], "test_accuracy": test["accuracy"], "params_sha256": digest}
-
-
-def _why(run: Run, state: TrainState, chosen, metrics, i: int) -> str:
-    """Of the step that is not finite, the one after `state`: which value was the first, and what may help."""
-    value, invalid = float(metrics["loss"][i]), int(metrics["invalid_labels"][i])
+def _why(run: Run, state: TrainState, number: int, chosen, metrics, i: int) -> str:
+    """Of the step of a seed that is not finite, the one after `state`: which value was the first, and what may help."""
+    loss, invalid = (np.atleast_2d(metrics[name])[number, i] for name in ("loss", "invalid_labels"))
+    value, invalid = float(loss), int(invalid)
     what = "the gradient or the update is not finite" if math.isfinite(value) else f"the loss is {value}"
-    batch = (a[chosen] for a in run.data.train)
-    first = first_nonfinite(run.network, softmax_cross_entropy, run.optimizer, jax.device_get(state), *batch)
+    batch = (a[chosen] for a in run.data[number].train)
+    state = jax.device_get(state if run.config.seeds == 1 else jax.tree.map(lambda leaf: leaf[number], state))
+    first = first_nonfinite(run.network, softmax_cross_entropy, run.optimizer, state, *batch)
     where = "the same step computed once more, layer by layer, is finite" if first is None else f"first of all {first}"
     help_ = f"{invalid} labels lie outside the classes" if invalid else "a smaller --learning-rate may help"
-    return f"{what} at step {int(state.step) + 1}: {where}; {help_}; the state before it is kept"
+    return f"{run.named(number)}{what} at step {int(state.step) + 1}: {where}; {help_}; the state before it is kept"

@@ -20,11 +20,11 @@ FEW = 8  # images: of fewer, matrix products are too small
 
 def check(function: str, microbatch: Any) -> None:
     """Raises TypeError or ValueError for what is no number of images, "auto" or None."""
-    if microbatch is None or microbatch == AUTO:
+    if microbatch is None or (isinstance(microbatch, str) and microbatch == AUTO):
         return
     if not is_whole(microbatch):
         raise TypeError(f'{function}: microbatch must be a whole number, "auto" or None, got {microbatch!r}')
-    if microbatch < 1:
+    if int(microbatch) < 1:
         raise ValueError(f"{function}: microbatch must be at least 1, got {microbatch}")
 
 

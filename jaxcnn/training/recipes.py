@@ -29,6 +29,7 @@ RECIPES = {
     "source": Recipe(models.source),
     "lenet5": Recipe(models.lenet5),
     "two_conv": Recipe(models.two_conv),
+    "vgg": Recipe(models.vgg, 8, DEEP),
     "all_conv": Recipe(models.all_conv, 32, Rates(40, 1e-3, 0.01)),
     "resnet20": Recipe(models.resnet20, 32, DEEP),
     "resnet9": Recipe(models.resnet9, 32, DEEP),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxcnn.training import checkpoint
 from jaxcnn.training.checkpoint import Damaged, checkpoints, manager, orbax, signed, written
@@ -25,7 +26,11 @@ from jaxcnn.training.samples import DataError
 from jaxcnn.training.step import TrainState
 
 KEPT = 3  # checkpoints: where the newest is damaged there are two more; older ones are removed
-NO_SUMS = {"loss": 0.0, "seconds": 0.0, "skipped": 0}
+
+
+def no_sums(seeds: int) -> dict[str, Any]:
+    """Of an epoch that has not begun: for each seed its losses and how many steps were left out; the time of all."""
+    return {"loss": [0.0] * seeds, "seconds": 0.0, "skipped": [0] * seeds}
 
 
 class StorageError(Exception):
@@ -44,7 +49,7 @@ class Kept(NamedTuple):
 
     state: TrainState
     chosen: Chosen | None  # None where there are no validation images to choose on
-    sums: dict[str, float]  # the current epoch's so far
+    sums: dict[str, Any]  # the current epoch's so far
     lines: list[dict[str, Any]]  # of metrics.jsonl, up to it
     warnings: list[str]  # for each newer one what is wrong with it; on resuming also what was written anew
 
@@ -61,7 +66,7 @@ class RunFolder:
         self.path = Path(path).absolute()
         self._checkpoints: Any = None
         self._lock: IO[str] | None = None
-        self._run = ""
+        self._identity: dict[str, Any] = {}
         self.lines: list[dict[str, Any]] = []  # of metrics.jsonl
 
     def __enter__(self) -> RunFolder:
@@ -100,12 +105,12 @@ class RunFolder:
         self._take()
         self.require_new()  # another process may have begun one meanwhile
         config = {**config, "run": secrets.token_hex(16)}
-        self._run = _of_config(config)
+        self._identity = _identity(config)
         self._open()
-        self.keep(state, NO_SUMS, chosen)
+        self.keep(state, no_sums(np.size(state.step)), chosen)
         self.wait()
         with self._writing():
-            _replace(self.path / "config.json", json.dumps({**config, "sha256": self._run}, indent=2) + "\n")
+            _replace(self.path / "config.json", json.dumps({**config, "sha256": _of_config(config)}, indent=2) + "\n")
 
     def resume(self, like: TrainState, chosen: Chosen | None = None) -> Kept:
         """The newest whole checkpoint; what is newer is set aside, and the metrics are as they were then.
@@ -115,7 +120,7 @@ class RunFolder:
         """
         self._take()
         kept = self.newest(like, chosen)
-        self._run, self.lines = self.config()["sha256"], kept.lines
+        self._identity, self.lines = _identity(self.config()), kept.lines
         with self._writing():
             for newer in checkpoints(self.path)[: len(kept.warnings)]:
                 aside = self.path / f"damaged-{newer.name}"
@@ -123,7 +128,7 @@ class RunFolder:
                 newer.rename(aside)
             rewritten = self.write_metrics(kept.lines)
         self._open()
-        step = int(kept.state.step)
+        step = steps_done(kept.state)
         warnings = [f"{warning}; going on from the one of step {step}" for warning in kept.warnings]
         if rewritten:
             warnings.append(f"metrics.jsonl is not that of step {step}: written anew, and what was later is done again")
@@ -134,37 +139,37 @@ class RunFolder:
 
         like, chosen: of the structure of what was kept.
         """
-        run, damaged = self.config()["sha256"], []
+        identity, damaged = _identity(self.config()), []
         template = _tree(like, chosen)
         for folder in checkpoints(self.path):
             try:
                 tree, record = checkpoint.read(folder, template)
-                if record.get("run") != run:
+                if {name: record.get(name) for name in identity} != identity:
                     raise Damaged("is another run's, or config.json is")
                 best, state = tree.pop("chosen", None), TrainState(**tree)
-                if str(state.step) != folder.name:
-                    raise Damaged(f"is that of step {state.step}")
+                if (step := steps_done(state)) != int(folder.name):
+                    raise Damaged(f"is that of step {step}")
                 return Kept(on_device(like, state), best, record["sums"], record["lines"], damaged)
             except Damaged as error:
                 damaged.append(f"{folder}: {error}")
         found = f"no checkpoint is whole: {'; '.join(damaged)}" if damaged else "no checkpoint in checkpoints/"
         raise DataError(f"--resume {self.path}: {found}; start the run anew")
 
-    def keep(self, state: TrainState, sums: dict[str, float], chosen: Chosen | None = None) -> None:
+    def keep(self, state: TrainState, sums: dict[str, Any], chosen: Chosen | None = None) -> None:
         """Writes a checkpoint beside the training, unless that step has one; `sums` are the current epoch's so far.
 
         Raises:
           StorageError: this one or the one before cannot be written.
         """
         self.wait()  # for the one before, or this one would be left out
-        if (self.path / "checkpoints" / str(state.step)).exists():
+        if (self.path / "checkpoints" / str(steps_done(state))).exists():
             return
         tree = _tree(state, chosen)
         with self._writing():
             _require_space(self.path, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
-        record = signed(tree, {"run": self._run, "sums": sums, "lines": self.lines})
+        record = signed(tree, {**self._identity, "sums": sums, "lines": self.lines})
         with self._writing():
-            self._checkpoints.save(int(state.step), args=written(tree), custom_metadata=record)
+            self._checkpoints.save(steps_done(state), args=written(tree), custom_metadata=record)
 
     def wait(self) -> None:
         """Until the checkpoint is written. Raises StorageError where it cannot be."""
@@ -236,6 +241,11 @@ class RunFolder:
             raise StorageError(f"{self.path} cannot be written to: {_reason(error)}; {last}") from None
 
 
+def steps_done(state: TrainState) -> int:
+    """All seeds are at the same one."""
+    return int(np.asarray(state.step).max())  # `np.max` of an array of jax's would compile a program
+
+
 def _tree(state: TrainState, chosen: Chosen | None) -> dict[str, Any]:
     """What a checkpoint holds: the fields of the state, and what is chosen."""
     return on_host(state._asdict() if chosen is None else {**state._asdict(), "chosen": chosen})
@@ -263,6 +273,11 @@ def _of_config(config: dict[str, Any]) -> str:
     """The run's id: a digest of its configuration, a random number among it."""
     rest = {name: value for name, value in config.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """Which run a checkpoint is of, and of which seeds."""
+    return {"run": _of_config(config), "seeds": [*range(config["seed"], config["seed"] + config["seeds"])]}
 
 
 def _replace(file: Path, text: str) -> None:

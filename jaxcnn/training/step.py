@@ -19,7 +19,15 @@ from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule, equally_varying
 from jaxcnn.rules.platform import by_platform
 from jaxcnn.training.augment import Augmentation
-from jaxcnn.training.devices import TURN, all_devices, must_not_overlap, place, require_one_axis
+from jaxcnn.training.devices import (
+    TURN,
+    agreed_over_devices,
+    all_devices,
+    must_not_overlap,
+    place,
+    require_one_axis,
+    sum_over_devices,
+)
 from jaxcnn.training.memory import compiler_options
 from jaxcnn.training.metrics import counts_of
 from jaxcnn.training.microbatch import AUTO, automatic, check, sum_over_parts
@@ -99,8 +107,8 @@ def train_step(
       whether the step was.
 
     Raises:
-      ValueError: an unknown `backward`; a mesh of more than one axis; when called: a batch that does not divide by the
-      devices, and whatever the network and the loss refuse.
+      TypeError: an argument of another type. ValueError: an unknown `backward`; a mesh of more than one axis; when
+      called: a batch that does not divide by the devices, and whatever the network and the loss refuse.
 
     >>> import jaxcnn
     >>> network, optimizer = jaxcnn.models.source(), optax.sgd(0.1)
@@ -111,8 +119,9 @@ def train_step(
     (1, 2.62)
     """
     mesh = all_devices() if mesh is None else mesh
-    one = _one_step("train_step", network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh)
-    return Step("train_step", one, mesh, (P(mesh.axis_names), P(mesh.axis_names)), in_pieces=True)
+    one = one_step("train_step", network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh)
+    specs = {"images": P(mesh.axis_names), "labels": P(mesh.axis_names)}
+    return Step("train_step", _shared(one, mesh, specs), mesh, specs, in_pieces=True)
 
 
 def train_steps(
@@ -142,9 +151,13 @@ def train_steps(
     (2, (2,))
     """
     mesh = all_devices() if mesh is None else mesh
-    one = _one_step("train_steps", network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh)
+    one = one_step("train_steps", network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh)
 
     def many(state, images, labels, indices):
+        if indices.ndim != 2 or not jnp.issubdtype(indices.dtype, jnp.integer):
+            got = f"{indices.dtype} of {indices.ndim} axes"
+            raise TypeError(f"train_steps: indices must be whole numbers, (steps, batch), got {got}")
+
         def step(state, chosen):
             # An index that names no sample gives NaN and an invalid label, not some other sample.
             chosen = jnp.where(chosen < 0, len(images), chosen)
@@ -152,7 +165,8 @@ def train_steps(
 
         return lax.scan(step, state, indices)
 
-    return Step("train_steps", many, mesh, (P(), P(), P(None, mesh.axis_names)), in_pieces=False)
+    specs = {"images": P(), "labels": P(), "indices": P(None, mesh.axis_names)}
+    return Step("train_steps", _shared(many, mesh, specs), mesh, specs, in_pieces=False)
 
 
 def shuffled(samples: int, batch: int, *, seed: int, epoch: int) -> jax.Array:
@@ -177,14 +191,12 @@ def _batches(key: jax.Array, samples: int, batch: int) -> jax.Array:
 
 
 class Step:
-    """A jitted step over a mesh: (state, *data) -> (state, metrics).
+    """A jitted step over a mesh: (state, *data) -> (state, metrics), the state the same on all devices.
 
     `lower`, `trace` and `eval_shape` are those of the jitted function; `jax.export.export` takes a Step as well.
     """
 
-    def __init__(self, name: str, function: Callable[..., Any], mesh: Mesh, specs: tuple[P, ...], *, in_pieces: bool):
-        if mesh.size > 1:
-            function = jax.shard_map(function, mesh=mesh, in_specs=(P(), *specs), out_specs=P())
+    def __init__(self, name: str, function: Callable[..., Any], mesh: Mesh, specs: dict[str, P], *, in_pieces: bool):
         self.name, self.mesh, self.specs = name, mesh, specs
         self._is_default = mesh.size == 1 and isinstance(mesh, Mesh) and mesh.devices.flat[0] == jax.devices()[0]
         self._function, self._in_pieces = function, in_pieces
@@ -193,15 +205,14 @@ class Step:
 
     def __call__(self, state: TrainState, *data: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         self._require_fresh(state)
-        data = tuple(map(jnp.asarray, data))
-        self._require_whole_shares(data)
+        data = self._as_arrays(data)
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, data))):
             return self._inner(state, *data)
         if self._is_default:
             return self.jitted(state, *data)(state, *data)
         if self.mesh.is_multi_process:
             require_shared(self.name, state, data)
-        data = tuple(place(d, self.mesh, spec) for d, spec in zip(data, self.specs, strict=True))
+        data = tuple(place(d, self.mesh, spec) for d, spec in zip(data, self.specs.values(), strict=True))
         state = place(state, self.mesh, P())
         jitted = self.jitted(state, *data)
         if not must_not_overlap(self.mesh):
@@ -230,7 +241,7 @@ class Step:
     @property
     def shardings(self) -> tuple[NamedSharding, ...]:
         """How each array of the data lies on the mesh."""
-        return tuple(NamedSharding(self.mesh, spec) for spec in self.specs)
+        return tuple(NamedSharding(self.mesh, spec) for spec in self.specs.values())
 
     def _require_fresh(self, state: Any) -> None:
         if not isinstance(state, TrainState):
@@ -238,20 +249,39 @@ class Step:
         if isinstance(state.step, jax.Array) and not isinstance(state.step, Tracer) and state.step.is_deleted():
             raise ValueError(f"{self.name}: an earlier step has used up this state; go on with the one it returned")
 
-    def _require_whole_shares(self, data: tuple[Any, ...]) -> None:
+    def _as_arrays(self, data: tuple[Any, ...]) -> tuple[jax.Array, ...]:
+        """The data, checked: arrays whose batch divides by the devices."""
         if len(data) != len(self.specs):
-            raise TypeError(f"{self.name}: takes a state and {len(self.specs)} arrays, got {len(data)} arrays")
-        for array, spec in zip(data, self.specs, strict=True):
-            batch = np.shape(array)[len(spec) - 1] if len(spec) else 0  # the sharded axis is the spec's last
-            if batch % self.mesh.size:
+            raise TypeError(f"{self.name}: takes a state and {', '.join(self.specs)}, got {len(data)} arrays")
+        arrays = []
+        for (argument, spec), value in zip(self.specs.items(), data, strict=True):
+            try:
+                array = jnp.asarray(value)
+            except (TypeError, ValueError) as error:
+                got = type(value).__name__
+                raise TypeError(f"{self.name}: {argument} must be an array of numbers, got {got}") from error
+            axis = max(0, len(spec) - 1)  # the sharded axis is the spec's last
+            if array.ndim <= axis:
+                what = f"the {'batch' if len(spec) else 'samples'} on axis {axis}"
+                raise ValueError(f"{self.name}: {argument} must have {what}, got shape {array.shape}")
+            if len(spec) and array.shape[axis] % self.mesh.size:
                 raise ValueError(
-                    f"{self.name}: a batch of {batch} does not divide by {self.mesh.size} devices; take a multiple of "
-                    f"{self.mesh.size}, or a mesh of fewer devices"
+                    f"{self.name}: a batch of {array.shape[axis]} does not divide by {self.mesh.size} devices; take a "
+                    f"multiple of {self.mesh.size}, or a mesh of fewer devices"
                 )
+            arrays.append(array)
+        return tuple(arrays)
 
 
-def _one_step(name, network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh):
-    """(state, images, labels) -> (state, metrics), on each device with its share of the batch."""
+def _shared(function: Callable[..., Any], mesh: Mesh, specs: dict[str, P]) -> Callable[..., Any]:
+    """Run by each device with its share of the data."""
+    if mesh.size == 1:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=(P(), *specs.values()), out_specs=P())
+
+
+def one_step(name, network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh):
+    """(state, images, labels) -> (state, metrics), on each device of a mesh with its share of a batch; else on one."""
     if backward not in BACKWARD:
         raise ValueError(f"{name}: backward must be one of {', '.join(BACKWARD)}, got {backward!r}")
     if not isinstance(loss, Rule):
@@ -260,9 +290,11 @@ def _one_step(name, network, loss, optimizer, backward, microbatch, augment, ski
         raise TypeError(f"{name}: optimizer must be an optax optimizer, made by a call as optax.adam(1e-3)")
     if not (augment is None or callable(augment)):
         raise TypeError(f"{name}: augment must be a function of (key, images), got {type(augment).__name__}")
-    require_one_axis(name, mesh)
     check(name, microbatch)
-    axis = mesh.axis_names[0] if mesh.size > 1 else None
+    axis, devices = None, 1
+    if mesh is not None:
+        require_one_axis(name, mesh)
+        axis, devices = mesh.axis_names[0] if mesh.size > 1 else None, mesh.size
     gradient = BACKWARD[backward]
 
     def one(state: TrainState, images, labels):
@@ -279,7 +311,7 @@ def _one_step(name, network, loss, optimizer, backward, microbatch, augment, ski
             def whole(params, net_state, images, labels, key):
                 def part(net_state, images, labels, key):
                     # A part of the batch counts by its number of images: all that follows are plain sums.
-                    share = images.shape[0] / max(1, samples * mesh.size)  # the loss refuses 0 images
+                    share = images.shape[0] / max(1, samples * devices)  # the loss refuses 0 images
                     return gradient(network, loss, share, params, net_state, images, labels, key)
 
                 if size >= samples:
@@ -296,8 +328,8 @@ def _one_step(name, network, loss, optimizer, backward, microbatch, augment, ski
         else:
             net_state, sums = by_platform(in_parts(size), in_parts(samples), *given)
         if axis is not None:
-            sums = _sum_over_devices(sums, axis)
-            net_state = jax.tree.map(lambda leaf: _agreed(leaf, axis), net_state)
+            sums = sum_over_devices(sums, axis)
+            net_state = jax.tree.map(lambda leaf: agreed_over_devices(leaf, axis), net_state)
         gradients, metrics = sums
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         new_params: Any = optax.apply_updates(state.params, updates)
@@ -332,30 +364,6 @@ def _unless(finite, new: TrainState, old: TrainState, limit: int) -> TrainState:
     skipped = old.skipped + (running & ~finite)
     chosen = jax.tree.map(functools.partial(jnp.where, running & finite), new, old)
     return chosen._replace(step=jnp.where(skipped <= limit, new.step, old.step), skipped=skipped)
-
-
-FEW_BYTES = 2**18  # larger arrays are summed by themselves
-
-
-def _sum_over_devices(tree, axis):
-    """`lax.psum`, of all small arrays at once: the devices meet once for each sum, which takes longer than the sum."""
-    leaves, structure = jax.tree.flatten(tree)
-    groups: dict[Any, list[int]] = {}
-    for i, leaf in enumerate(leaves):
-        groups.setdefault(leaf.dtype if leaf.size * leaf.dtype.itemsize <= FEW_BYTES else i, []).append(i)
-    for together in groups.values():
-        joined = lax.psum(jnp.concatenate([leaves[i].ravel() for i in together]), axis)
-        ends = np.cumsum([leaves[i].size for i in together])[:-1]
-        for i, part in zip(together, jnp.split(joined, ends), strict=True):
-            leaves[i] = part.reshape(leaves[i].shape)
-    return jax.tree.unflatten(structure, leaves)
-
-
-def _agreed(leaf, axis):
-    """What all devices keep of the state that each has made: of floats the mean, else the largest."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(lax.pmax(jax.random.key_data(leaf), axis), impl=jax.random.key_impl(leaf))
-    return lax.pmean(leaf, axis) if jnp.issubdtype(leaf.dtype, jnp.inexact) else lax.pmax(leaf, axis)
 
 
 def gradient_by_hand(network, loss, share, params, net_state, images, labels, key):

@@ -24,6 +24,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import jax
+import numpy as np
 from processes import Ended, Result, result
 
 EPOCHS, STOPPED = 8, 6  # of the run, and when it was left, at step 240; the third one is chosen
@@ -242,19 +243,21 @@ def judged(ended: Ended, run: Path, wanted: Result) -> str:
     return "with a warning" if warned else "as if nothing were damaged"
 
 
-def damages(folder: Path, flips: int, seed: int, only: int | None = None) -> tuple[dict[str, str], list[str]]:
-    """(how each damage ended, what went wrong); of `only` so many damages, chosen evenly."""
+def damages(
+    folder: Path, flips: int, seed: int, only: int | None = None, seeds: int = 1
+) -> tuple[dict[str, str], list[str]]:
+    """(how each damage ended, what went wrong), of runs of so many seeds; of `only` so many damages, chosen evenly."""
     folders = Folders(
-        make(folder / "run", STOPPED, EPOCHS),
-        make(folder / "twin", STOPPED, EPOCHS),
-        make(folder / "seed", STOPPED, EPOCHS, seed=1),
-        make(folder / "model", STOPPED, EPOCHS, model="two_conv"),
+        make(folder / "run", STOPPED, EPOCHS, seeds=seeds),
+        make(folder / "twin", STOPPED, EPOCHS, seeds=seeds),
+        make(folder / "seed", STOPPED, EPOCHS, seeds=seeds, seed=1),
+        make(folder / "model", STOPPED, EPOCHS, seeds=seeds, model="two_conv"),
         folder / "ended",
     )
     shutil.copytree(folders.run, folders.ended)
     assert (ended := command("--resume", folders.ended)).status == 0, ended
     wanted, rng = result(folders.ended), random.Random(seed)
-    assert wanted.lines[-1]["chosen_epoch"] < STOPPED  # so that it is kept over the break
+    assert np.min(wanted.lines[-1]["chosen_epoch"]) < STOPPED  # so that it is kept over the break
     todo = {**files_of_the_newest(folders.run), **DAMAGES, **OF_THE_ENDED}
     kinds = [path.relative_to(newest(folders.run)) for path in newest(folders.run).rglob("*") if path.is_file()]
     for _ in range(flips):
@@ -283,10 +286,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flips", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=1, help="of each run (%(default)s)")
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 2)
     with tempfile.TemporaryDirectory() as folder:
-        ends, wrong = damages(Path(folder), arguments.flips, arguments.seed)
+        ends, wrong = damages(Path(folder), arguments.flips, arguments.seed, None, arguments.seeds)
     for name, how in ends.items():
         print(f"{how:40} {name}")
     for how, count in collections.Counter(ends.values()).most_common():

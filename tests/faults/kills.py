@@ -82,19 +82,20 @@ def saved(found: dict[str, tuple[int, int]]) -> set[str]:
     return set(filter(str.isdecimal, found))
 
 
-def kills(count: int, seed: int, folder: Path) -> tuple[collections.Counter[str], list[str]]:
-    """(how many kills there were at which place, what went wrong)."""
+def kills(count: int, seed: int, folder: Path, seeds: int = 1) -> tuple[collections.Counter[str], list[str]]:
+    """(how many kills there were at which place, what went wrong), of runs of so many seeds."""
+    train = (*TRAIN, "--seeds", str(seeds), "--out")
     rng, places, wrong = random.Random(seed), collections.Counter(), []
     for name in ("first", "whole"):  # the first one compiles
         begun = time.monotonic()
-        ended = end(start(*TRAIN, "--out", folder / name))
+        ended = end(start(*train, folder / name))
         assert ended.status == 0, ended
     lasts, wanted = time.monotonic() - begun, result(folder / "whole")
     for number in itertools.count():
         if places.total() >= count:
             return places, wrong
         run = folder / str(number)
-        process = start(*TRAIN, "--out", run)
+        process = start(*train, run)
         while place := kill(process, run, MOMENTS[places.total() % 3], lasts, rng):
             places[place] += 1
             if places.total() >= count or not (run / "config.json").exists():
@@ -113,9 +114,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=1, help="of each run (%(default)s)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        places, wrong = kills(arguments.kills, arguments.seed, Path(folder))
+        places, wrong = kills(arguments.kills, arguments.seed, Path(folder), arguments.seeds)
     for place, count in places.most_common():
         print(f"{count:4} {place}")
     print(*wrong, sep="\n")

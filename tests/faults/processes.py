@@ -28,7 +28,7 @@ class Ended(NamedTuple):
 class Result(NamedTuple):
     """What a whole run leaves, but for what depends on the machine's speed."""
 
-    params_sha256: str
+    params_sha256: list[str]  # of each seed
     lines: list[dict[str, Any]]
 
 
@@ -51,9 +51,11 @@ def result(run: Path) -> Result:
     import jaxcnn
     from jaxcnn.training.checkpoint import params_sha256
 
+    config = json.loads((run / "config.json").read_text())
+    seeds = range(config["seed"], config["seed"] + config["seeds"])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     speed = ("seconds", "images_per_second")
     return Result(
-        params_sha256(jaxcnn.load(run)[0]),
+        [params_sha256(jaxcnn.load(run, seed=seed)[0]) for seed in seeds],
         [{name: value for name, value in line.items() if name not in speed} for line in lines],
     )
