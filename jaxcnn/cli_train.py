@@ -144,7 +144,10 @@ def _train(arguments: Train, named: set[str], name: str) -> int:
     if resume:
         kept = from_folder(folder)
         agreed(lambda: _refuse_changes(named, given, kept))
-        config = dataclasses.replace(kept, **{name: given[name] for name in CHANGEABLE if name in named})
+        changed = {name: given[name] for name in CHANGEABLE if name in named}
+        if "data" in changed:
+            changed["data_dir"] = given["data_dir"]
+        config = dataclasses.replace(kept, **changed)
     else:
         folder.require_new()
     if not several():
@@ -202,7 +205,7 @@ def _quiet_orbax() -> Iterator[None]:
 def _refuse_changes(named: set[str], given: dict[str, Any], kept: Any) -> None:
     from jaxcnn.training.config import CHANGEABLE
 
-    may = " and ".join(f"--{name.replace('_', '-')}" for name in ("cores", *CHANGEABLE))
+    *may, last = (f"--{name.replace('_', '-')}" for name in ("cores", *CHANGEABLE))
     if "out" in named:
         raise ValueError("--out: not with --resume, which goes on in the run's own folder")
     for name in sorted(named & set(given) - set(CHANGEABLE)):
@@ -210,7 +213,7 @@ def _refuse_changes(named: set[str], given: dict[str, Any], kept: Any) -> None:
             option = f"--{name.replace('_', '-')}"
             raise ValueError(
                 f"{option}: got {given[name]}, but the run to resume has {getattr(kept, name)}; leave it out, only "
-                f"{may} may change"
+                f"{', '.join(may)} and {last} may change"
             )
 
 

@@ -364,7 +364,7 @@ def test_bad_data(place, rng, tmp_path, change, says):
 
 
 def test_resume_refuses_other_data(rng, tmp_path, monkeypatch, capfd):
-    """An .npz in place of another, one pixel apart; the same again is gone on with."""
+    """An .npz in place of another, one pixel apart; the same are gone on with, where they lie now."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(devices, "use_cpu_cores", lambda n: n)  # this process has used its devices already
     names = dict(zip((TRAIN, TRAIN_LABELS, TEST, TEST_LABELS), ("x_train", "y_train", "x_test", "y_test"), strict=True))
@@ -380,16 +380,21 @@ def test_resume_refuses_other_data(rng, tmp_path, monkeypatch, capfd):
     says = rf"jaxcnn: {tmp_path}/data\.npz: not the data that the run was begun with: sha256 [^\n]*\n"
     assert re.fullmatch(says, capfd.readouterr().err)
     assert lines_of(tmp_path / "run") == before
-    np.savez_compressed(tmp_path / "data.npz", **given)
-    assert cli.main(["train", "--resume", "run"]) == 0
+    (tmp_path / "data.npz").unlink()
+    np.savez_compressed(tmp_path / "moved.npz", **given)
+    assert cli.main(["train", "--resume", "run", "--data", "moved.npz"]) == 0
     assert without_speed(lines_of(tmp_path / "run")) == without_speed(before)
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("--epochs 3", "--epochs: got 3, but the run to resume has 20; leave it out, only --cores "),
-        ("--seed=1", "--seed: got 1, but the run to resume has 0; leave it out, only --cores and --skip-nonfinite may"),
+        ("--epochs 3", "--epochs: got 3, but the run to resume has 20; leave it out, only --cores, "),
+        (
+            "--seed=1",
+            "--seed: got 1, but the run to resume has 0; leave it out, only --cores, --data, --data-dir "
+            "and --skip-nonfinite may change",
+        ),
         ("--validation 0", "--validation: got 0.0, but the run to resume has 0.1; leave it out"),  # the default
         ("--learning-rate 0.5", "--learning-rate: got 0.5, but the run to resume has 0.008; leave it out"),
         ("--out other", "--out: not with --resume, which goes on in the run's own folder"),

@@ -113,4 +113,5 @@ class Config:
         return full
 
 
-CHANGEABLE = ("skip_nonfinite",)  # on resuming; all else the result depends on
+# On resuming; all else the result depends on. Of the data the place may be another: their digest is compared.
+CHANGEABLE = ("data", "data_dir", "skip_nonfinite")
