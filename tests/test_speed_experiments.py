@@ -27,6 +27,11 @@ def growth():
 
 
 @pytest.fixture
+def cores():
+    return importlib.import_module("cores")
+
+
+@pytest.fixture
 def whole_run():
     return importlib.import_module("whole_run")
 
@@ -153,3 +158,17 @@ def test_help_is_printed(script, request, capsys):
         request.getfixturevalue(script).main(["--help"])
     assert end.value.code == 0
     assert "--quick" in capsys.readouterr().out
+
+
+def test_cores_are_compared_and_held_against_the_bar(cores, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cores.jaxcnn, "use_cpu_cores", lambda: 2)  # this process has used its devices already
+    monkeypatch.setattr(cores, "BATCHES", (4,))
+    monkeypatch.setattr(cores, "IMAGES", 8)
+    assert cores.main(["--quick", "--out", str(tmp_path)]) == 0  # nothing is required at batch 4
+    (found,) = json.loads((tmp_path / "cores.json").read_text())["batches"]
+    assert found["times"] == found["one"] / found["all"]
+    assert f"{found['times']:.2f} times as fast" in capsys.readouterr().out
+    monkeypatch.setattr(cores, "BATCHES", (32, 128))
+    for times, status in ((1.6, 0), (1.4, 1)):
+        monkeypatch.setattr(cores, "compare", lambda *_: {"one": times, "all": 1.0, "times": times})  # noqa: B023
+        assert cores.main(["--quick", "--out", str(tmp_path)]) == status
