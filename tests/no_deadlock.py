@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -54,14 +55,18 @@ def with_evaluation(steps: int) -> jaxcnn.TrainState:
     ended = threading.Event()
 
     def evaluate():
-        while not ended.is_set():
-            jaxcnn.evaluate(network, first, images, labels, batch=20)
+        count = 0
+        while not (count and ended.is_set()):
+            count += jaxcnn.evaluate(network, first, images, labels, batch=20)["samples"] == BATCH
+        return count
 
-    thread = threading.Thread(target=evaluate, daemon=True)
-    thread.start()
-    state = alone(steps)
-    ended.set()
-    thread.join()
+    with ThreadPoolExecutor() as threads:
+        evaluations = threads.submit(evaluate)
+        try:
+            state = alone(steps)
+        finally:
+            ended.set()
+        assert evaluations.result() > 0
     return state
 
 
@@ -80,20 +85,17 @@ def two_kinds(steps: int) -> jaxcnn.TrainState:
 
 def two_threads(steps: int) -> jaxcnn.TrainState:
     """Two trainings at the same time, each in a thread."""
-    ends = {}
 
     def train(seed):
         _, state, step, images, labels = parts(seed)
         for _ in range(steps):
             state, _ = step(state, images, labels)
-        ends[seed] = state
+        return state
 
-    threads = [threading.Thread(target=train, args=(seed,)) for seed in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return ends[0]
+    with ThreadPoolExecutor() as threads:
+        first, second = threads.map(train, (0, 1))
+    assert int(second.step) == steps
+    return first
 
 
 def of_sharded_data(steps: int) -> jaxcnn.TrainState:

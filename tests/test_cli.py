@@ -158,6 +158,14 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(whole, tmp_path):
     assert {name for name in ours | theirs if ours[name] != theirs[name]} == {"run", "sha256"}
 
 
+def test_seeds_that_come_to_nothing(tmp_path):
+    """All steps are left out, and the loss of the network is NaN: the table says so."""
+    options = ("--seeds", 2, "--epochs", 1, "--learning-rate", "1e30", "--skip-nonfinite", 1000, "--out", "run")
+    ended = end(start("train", *options, cwd=tmp_path))
+    assert ended.status == 0, ended
+    assert re.search(r"│ deviation │ +\d+\.\d\d% │ +nan │", ended.out), ended.out
+
+
 def test_several_seeds(tmp_path):
     """Each ends as it does alone on one core, to the bit; three on two cores."""
     options = ("train", "--epochs", 3, "--validation", 0.1, "--out")
@@ -228,6 +236,8 @@ BAD_ARGUMENTS = {
     "bad choice": ("train --model vgg16", "invalid choice 'vgg16' for argument '--model'. Expected one of ('source', "),
     "bad number": ("train --epochs ten", "--epochs: got ten, required a whole number; see jaxcnn --help"),
     "fraction of an epoch": ("train --epochs 1.5", "--epochs: got 1.5, required a whole number; see"),
+    "no seed": ("train --seeds 0", "--seeds: got 0, required at least 1"),
+    "no core": ("train --cores 0", "--cores: got 0, required at least 1"),
     "half an image": ("train --batch-size 1.5", "--batch-size: got 1.5, required a whole number; see jaxcnn --help"),
     "no number": ("train --clip none", "--clip: got none, required a number; see jaxcnn --help"),
     "no number at all": ("train --validation half", "--validation: got half, required a number; see jaxcnn --help"),

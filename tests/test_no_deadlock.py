@@ -20,7 +20,7 @@ def run(scenario: str, steps: int) -> subprocess.CompletedProcess:
 def assert_ends(scenario: str, steps: int) -> None:
     done = run(scenario, steps)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.startswith(f"{scenario}: "), done.stdout
+    assert done.stdout == f"{scenario}: {steps} steps\n"
 
 
 @pytest.mark.parametrize("scenario", PREVENTED)

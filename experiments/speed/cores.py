@@ -14,7 +14,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 
 import jaxcnn
 from jaxcnn.benchmark.surroundings import surroundings
+from jaxcnn.training.devices import available_cores
 
 BATCHES = (32, 128, 512)
 REQUIRED = {128: 1.5, 512: 1.5}
@@ -37,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, metavar="DIR", help="for cores.json")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    cores = jaxcnn.use_cpu_cores()
+    cores = jaxcnn.use_cpu_cores(max(n for n in range(1, available_cores() + 1) if BATCHES[0] % n == 0))
+    if cores == 1:
+        parser.error("there is one core, and nothing to compare it with")
 
     found = [{"batch": batch, **compare(batch, cores, 1 if options.quick else ROUNDS)} for batch in BATCHES]
     for one in found:
@@ -57,12 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def compare(batch: int, cores: int, rounds: int) -> dict[str, float]:
     """Seconds of a step on one device and on all, and their ratio."""
-    steps = [timed(batch, Mesh(np.array(jax.devices()[:count]), ("batch",))) for count in (1, cores)]
-    one, all_ = (statistics.median(times) for times in zip(*([step() for step in steps] for _ in range(rounds))))
+    first, every = (timed(batch, Mesh(np.array(jax.devices()[:count]), ("batch",))) for count in (1, cores))
+    times = [(first(), every()) for _ in range(rounds)]
+    one, all_ = map(statistics.median, zip(*times, strict=True))
     return {"one": one, "all": all_, "times": one / all_}
 
 
-def timed(batch: int, mesh: Mesh):
+def timed(batch: int, mesh: Mesh) -> Callable[[], float]:
     """A function that gives the seconds of a step, the mean of some."""
     network, optimizer = jaxcnn.models.two_conv(), optax.sgd(0.01)
     step = jaxcnn.train_step(network, jaxcnn.softmax_cross_entropy, optimizer, microbatch="auto", mesh=mesh)
