@@ -178,12 +178,12 @@ def test_others_that_do_not_come(tmp_path):
     assert "within 2 s; start one for each --process-id from 0 to 1" in done.stderr
 
 
-def test_a_port_that_is_taken(tmp_path):
+def test_a_port_that_is_taken():
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
         address = f"localhost:{taken.getsockname()[1]}"
-        ended = end(start("train", "--coordinator", address, "--processes", "2", "--process-id", "0", cwd=tmp_path))
+        ended = end(start("train", "--coordinator", address, "--processes", "2", "--process-id", "0"))
     says = f"jaxcnn: --coordinator: got port {address[10:]}, which process 0 cannot listen on: Address already in use\n"
     assert (ended.status, ended.err) == (2, says)
 
