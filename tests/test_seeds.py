@@ -73,7 +73,7 @@ def test_what_train_seeds_refuses(rng):
             ValueError,
             r"states, .* be of as many seeds, the first axis of each; got \(3,\), ",
         ),
-        ((one, images, labels), ValueError, r"states, .* of as many seeds, the first axis of each; got \(\), \(3, 2, "),
+        ((one, images, labels), ValueError, r"states, .* of as many seeds, the first axis of each; got \(\), \(3, 5, "),
         (
             (states, images, labels[:, :1]),
             ValueError,
