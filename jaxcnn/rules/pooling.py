@@ -96,7 +96,7 @@ def _maxima_by_definition(x: Array, g: Geometry) -> jax.Array:
     )
 
 
-def _maxima_of_taps(x: Array, g: Geometry) -> jax.Array:
+def _maxima_of_taps(x: Array, g: Geometry) -> Array:
     """On a CPU XLA's maximum over a window passes over NaN, where it runs in vectors; over two values it does not.
 
     It is no slower: 16 images of 28×28×32 take 132 µs in place of 235.
