@@ -48,6 +48,8 @@ def bench(arguments: Bench) -> int:
         if arguments.figure.suffix not in (".pdf", ".png", ".svg"):
             raise ValueError(f"--figure: got {arguments.figure}, required a name that ends in .pdf, .png or .svg")
         from jaxcnn.benchmark.figure import draw  # now: matplotlib may be missing
+    if arguments.json is not None and arguments.json == arguments.figure:
+        raise ValueError(f"--figure: got {arguments.figure}, which --json writes to; give it a file of its own")
     require_writable("--json", arguments.json)
     require_writable("--figure", arguments.figure)
     results = measure(settings)

@@ -107,6 +107,8 @@ def train(arguments: Train, named: set[str]) -> int:
     """Trains; returns the exit status. named: the options that were given, as the fields are called."""
     from jaxcnn.training.processes import place_of, together
 
+    if arguments.cores is not None and arguments.cores < 1:
+        raise ValueError(f"--cores: got {arguments.cores}, required at least 1")
     here = place_of(arguments.coordinator, arguments.processes, arguments.process_id)
     with _quiet_orbax(), together(here, arguments.coordinator):
         return _train(arguments, named, "jaxcnn: " if here is None else f"jaxcnn: {here}: ")
@@ -126,7 +128,7 @@ def _train(arguments: Train, named: set[str], name: str) -> int:
 
     resume = arguments.resume is not None
     if several():  # how many cores is fixed with the first word between them
-        use_cpu_cores(arguments.cores or 1)
+        use_cpu_cores(1 if arguments.cores is None else arguments.cores)
         keep_compiled_programs()
         require_equal_devices()
         require_same_words({"--resume": resume})
@@ -140,11 +142,16 @@ def _train(arguments: Train, named: set[str], name: str) -> int:
     if arguments.microbatch.isdecimal():
         given["microbatch"] = int(arguments.microbatch)
     config = Config(**given)
+    if not resume:
+        agreed(config.complete)  # before a folder is named after it
     folder = run_folder(arguments.resume or arguments.out or new_folder(config))
     if resume:
         kept = from_folder(folder)
         agreed(lambda: _refuse_changes(named, given, kept))
-        config = dataclasses.replace(kept, **{name: given[name] for name in CHANGEABLE if name in named})
+        changed = {name: given[name] for name in CHANGEABLE if name in named}
+        if "data" in changed:
+            changed["data_dir"] = given["data_dir"]
+        config = dataclasses.replace(kept, **changed)
     else:
         folder.require_new()
     if not several():
@@ -202,7 +209,7 @@ def _quiet_orbax() -> Iterator[None]:
 def _refuse_changes(named: set[str], given: dict[str, Any], kept: Any) -> None:
     from jaxcnn.training.config import CHANGEABLE
 
-    may = " and ".join(f"--{name.replace('_', '-')}" for name in ("cores", *CHANGEABLE))
+    *may, last = (f"--{name.replace('_', '-')}" for name in ("cores", *CHANGEABLE))
     if "out" in named:
         raise ValueError("--out: not with --resume, which goes on in the run's own folder")
     for name in sorted(named & set(given) - set(CHANGEABLE)):
@@ -210,7 +217,7 @@ def _refuse_changes(named: set[str], given: dict[str, Any], kept: Any) -> None:
             option = f"--{name.replace('_', '-')}"
             raise ValueError(
                 f"{option}: got {given[name]}, but the run to resume has {getattr(kept, name)}; leave it out, only "
-                f"{may} may change"
+                f"{', '.join(may)} and {last} may change"
             )
 
 
@@ -295,6 +302,7 @@ def _table(run: Run, last: dict[str, Any]) -> Any:
 
 def _table_of_seeds(run: Run, last: dict[str, Any]) -> Any:
     """What each seed ends with; the deviation is that of a sample, of n seeds with n - 1."""
+    import numpy as np
     from rich.table import Table
 
     table = Table(title=f"{len(run.data[0].test.labels):,} test images")
@@ -304,7 +312,7 @@ def _table_of_seeds(run: Run, last: dict[str, Any]) -> Any:
         table.add_column(name, justify="right")
     for seed, accuracy, loss, *epoch in zip(*columns, *chosen, strict=True):
         table.add_row(str(seed), f"{accuracy:.2%}", f"{loss:.4f}", *map(str, epoch))
-    means, deviations = (tuple(map(of, columns[1:])) for of in (statistics.fmean, statistics.stdev))
+    means, deviations = np.mean(columns[1:], 1), np.std(columns[1:], 1, ddof=1)
     table.add_section()
     table.add_row("mean", f"{means[0]:.2%}", f"{means[1]:.4f}")
     table.add_row("deviation", f"{deviations[0]:.2%}", f"{deviations[1]:.4f}")

@@ -132,7 +132,7 @@ class Rule(Generic[P]):
         for n, array in zip(names, bound.args, strict=True):
             if array is None and n not in optional:
                 raise TypeError(f"{self.name}: {n} must be an array, got None")
-        arrays = tuple(_array(self.name, n, a) for n, a in zip(names, bound.args, strict=True))
+        arrays = tuple(as_array(self.name, n, a) for n, a in zip(names, bound.args, strict=True))
         return arrays, {n: _hashable(self.name, n, v) for n, v in bound.kwargs.items()}
 
     def _bound_arguments(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
@@ -291,10 +291,11 @@ def _kind(value: Any) -> str:
     return f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__
 
 
-def _array(rule: str, name: str, value: Any) -> jax.Array | None:
+def as_array(rule: str, name: str, value: Any) -> jax.Array | None:
+    """An argument; None stays None. Raises TypeError for what is no array, ValueError for integers that do not fit."""
     try:
         array = None if value is None else jnp.asarray(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         kind = type(value).__name__
         kind = f"an {kind} of dtype {value.dtype}" if isinstance(value, np.ndarray) else kind
         raise TypeError(f"{rule}: {name} must be an array, got {kind}") from None

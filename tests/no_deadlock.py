@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -49,11 +50,23 @@ def alone(steps: int) -> jaxcnn.TrainState:
 
 
 def with_evaluation(steps: int) -> jaxcnn.TrainState:
-    """After every step the network is evaluated."""
-    network, state, step, images, labels = parts()
-    for _ in range(steps):
-        state, _ = step(state, images, labels)
-        jaxcnn.evaluate(network, state, images, labels, batch=20)
+    """Beside the steps another thread evaluates the network as it was at first."""
+    network, first, _, images, labels = parts()
+    ended = threading.Event()
+
+    def evaluate():
+        count = 0
+        while not (count and ended.is_set()):
+            count += jaxcnn.evaluate(network, first, images, labels, batch=20)["samples"] == BATCH
+        return count
+
+    with ThreadPoolExecutor() as threads:
+        evaluations = threads.submit(evaluate)
+        try:
+            state = alone(steps)
+        finally:
+            ended.set()
+        assert evaluations.result() > 0
     return state
 
 
@@ -63,28 +76,26 @@ def two_kinds(steps: int) -> jaxcnn.TrainState:
     run = jaxcnn.train_steps(network, jaxcnn.softmax_cross_entropy, optax.sgd(0.1))
     other = parts(seed=1).state
     order = np.arange(2 * BATCH).reshape(2, BATCH) % BATCH
-    for _ in range(0, steps, 3):
+    data = jax.device_put((images, labels, order), run.shardings)
+    for _ in range(steps):
         state, _ = step(state, images, labels)
-        other, _ = run(other, images, labels, order)
+        other, _ = run(other, *data)
     return state
 
 
 def two_threads(steps: int) -> jaxcnn.TrainState:
     """Two trainings at the same time, each in a thread."""
-    ends = {}
 
     def train(seed):
         _, state, step, images, labels = parts(seed)
         for _ in range(steps):
             state, _ = step(state, images, labels)
-        ends[seed] = state
+        return state
 
-    threads = [threading.Thread(target=train, args=(seed,)) for seed in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return ends[0]
+    with ThreadPoolExecutor() as threads:
+        first, second = threads.map(train, (0, 1))
+    assert int(second.step) == steps
+    return first
 
 
 def of_sharded_data(steps: int) -> jaxcnn.TrainState:
@@ -105,7 +116,7 @@ def overlapping(steps: int) -> jaxcnn.TrainState:
     _, state, step, images, labels = parts()
     state = jax.device_put(state, jax.NamedSharding(step.mesh, P()))
     for _ in range(steps):
-        state, _ = step.jitted(state, images, labels)
+        state, _ = step.jitted(state, images, labels)(state, images, labels)
     return state
 
 

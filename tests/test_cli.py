@@ -158,6 +158,14 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(whole, tmp_path):
     assert {name for name in ours | theirs if ours[name] != theirs[name]} == {"run", "sha256"}
 
 
+def test_seeds_that_come_to_nothing(tmp_path):
+    """All steps are left out, and the loss of the network is NaN: the table says so."""
+    options = ("--seeds", 2, "--epochs", 1, "--learning-rate", "1e30", "--skip-nonfinite", 1000, "--out", "run")
+    ended = end(start("train", *options, cwd=tmp_path))
+    assert ended.status == 0, ended
+    assert re.search(r"│ deviation │ +\d+\.\d\d% │ +nan │", ended.out), ended.out
+
+
 def test_several_seeds(tmp_path):
     """Each ends as it does alone on one core, to the bit; three on two cores."""
     options = ("train", "--epochs", 3, "--validation", 0.1, "--out")
@@ -228,6 +236,8 @@ BAD_ARGUMENTS = {
     "bad choice": ("train --model vgg16", "invalid choice 'vgg16' for argument '--model'. Expected one of ('source', "),
     "bad number": ("train --epochs ten", "--epochs: got ten, required a whole number; see jaxcnn --help"),
     "fraction of an epoch": ("train --epochs 1.5", "--epochs: got 1.5, required a whole number; see"),
+    "no seed": ("train --seeds 0", "--seeds: got 0, required at least 1"),
+    "no core": ("train --cores 0", "--cores: got 0, required at least 1"),
     "half an image": ("train --batch-size 1.5", "--batch-size: got 1.5, required a whole number; see jaxcnn --help"),
     "no number": ("train --clip none", "--clip: got none, required a number; see jaxcnn --help"),
     "no number at all": ("train --validation half", "--validation: got half, required a number; see jaxcnn --help"),
@@ -364,7 +374,7 @@ def test_bad_data(place, rng, tmp_path, change, says):
 
 
 def test_resume_refuses_other_data(rng, tmp_path, monkeypatch, capfd):
-    """An .npz in place of another, one pixel apart; the same again is gone on with."""
+    """An .npz in place of another, one pixel apart; the same are gone on with, where they lie now."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(devices, "use_cpu_cores", lambda n: n)  # this process has used its devices already
     names = dict(zip((TRAIN, TRAIN_LABELS, TEST, TEST_LABELS), ("x_train", "y_train", "x_test", "y_test"), strict=True))
@@ -380,16 +390,21 @@ def test_resume_refuses_other_data(rng, tmp_path, monkeypatch, capfd):
     says = rf"jaxcnn: {tmp_path}/data\.npz: not the data that the run was begun with: sha256 [^\n]*\n"
     assert re.fullmatch(says, capfd.readouterr().err)
     assert lines_of(tmp_path / "run") == before
-    np.savez_compressed(tmp_path / "data.npz", **given)
-    assert cli.main(["train", "--resume", "run"]) == 0
+    (tmp_path / "data.npz").unlink()
+    np.savez_compressed(tmp_path / "moved.npz", **given)
+    assert cli.main(["train", "--resume", "run", "--data", "moved.npz"]) == 0
     assert without_speed(lines_of(tmp_path / "run")) == without_speed(before)
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("--epochs 3", "--epochs: got 3, but the run to resume has 20; leave it out, only --cores "),
-        ("--seed=1", "--seed: got 1, but the run to resume has 0; leave it out, only --cores and --skip-nonfinite may"),
+        ("--epochs 3", "--epochs: got 3, but the run to resume has 20; leave it out, only --cores, "),
+        (
+            "--seed=1",
+            "--seed: got 1, but the run to resume has 0; leave it out, only --cores, --data, --data-dir "
+            "and --skip-nonfinite may change",
+        ),
         ("--validation 0", "--validation: got 0.0, but the run to resume has 0.1; leave it out"),  # the default
         ("--learning-rate 0.5", "--learning-rate: got 0.5, but the run to resume has 0.008; leave it out"),
         ("--out other", "--out: not with --resume, which goes on in the run's own folder"),

@@ -71,6 +71,15 @@ def test_temporaries_come_in_pieces():
 
 
 @pytest.mark.usefixtures("no_cache")
+def test_a_scan_takes_its_temporaries_in_one():
+    network, optimizer = small_resnet(), optax.sgd(0.1)
+    state = jax.eval_shape(lambda: jaxcnn.init_train_state(network, optimizer, 0, (32, 32, 1)))
+    shapes = ((320, 32, 32, 1), jnp.float32), ((320,), jnp.int32), ((2, 320), jnp.int32)
+    run = jaxcnn.train_steps(network, jaxcnn.softmax_cross_entropy, optimizer)
+    assert run.lower(state, *(jax.ShapeDtypeStruct(*s) for s in shapes)).compile().runtime_executable().serialize()
+
+
+@pytest.mark.usefixtures("no_cache")
 def test_an_array_that_is_larger_than_a_piece(capfd):
     """XLA then writes lines on standard error, so the pieces are larger."""
     network, optimizer = sequential(Conv2D(64, 3), ReLU(), GlobalAvgPool(), Dense(10)), optax.sgd(0.1)
@@ -83,7 +92,7 @@ def test_an_array_that_is_larger_than_a_piece(capfd):
 
 
 def test_programs_that_are_kept_for_other_processes_are_whole():
-    """jax's compilation cache takes no others, and a scan has no use for them."""
+    """jax's compilation cache takes no others."""
     assert jax.config.jax_compilation_cache_dir
     network, optimizer = small_resnet(), optax.sgd(0.1)
     state = jax.eval_shape(lambda: jaxcnn.init_train_state(network, optimizer, 0, (32, 32, 1)))

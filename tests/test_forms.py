@@ -50,20 +50,26 @@ def used(monkeypatch):
     watch(winograd, "filter_gradient")
     watch(correlation, "_correlate_by_columns")
     watch(correlation, "patches")
+    watch(correlation, "_filled")
     return names
 
 
-# Image, filters, what else; how a CPU makes y, dx and dw: by tiles, columns, patches, or else by the definition.
-TILES, COLUMNS, PATCHES, DEFINITION = (
+# Image, filters, what else; how a CPU makes y, dx and dw: by tiles, columns, patches, channels filled up with zeros, or
+# else by the definition.
+TILES, COLUMNS, PATCHES, FILLED, DEFINITION = (
     "winograd.convolve",
     "correlation._correlate_by_columns",
     "correlation.patches",
+    "correlation._filled",
     None,
 )
 GRADIENT = "winograd.filter_gradient"
 CONVOLUTIONS = {
     "tiles": ((2, 5, 8, 32), (32, 3, 3, 32), {}, (TILES, TILES, GRADIENT)),
-    "tiles that stick out": ((1, 3, 7, 32), (33, 3, 3, 32), {}, (TILES, TILES, GRADIENT)),
+    "tiles that stick out": ((1, 3, 7, 32), (33, 3, 3, 32), {}, (TILES, FILLED, GRADIENT)),
+    "tiles of filled channels": ((2, 3, 8, 26), (33, 3, 3, 26), {}, (TILES, FILLED, GRADIENT)),
+    "filled channels": ((8, 4, 5, 10), (12, 3, 3, 10), {"stride": (2, 1)}, (FILLED, FILLED, PATCHES)),
+    "filled filters": ((8, 4, 5, 12), (11, 3, 3, 12), {}, (FILLED, FILLED, DEFINITION)),
     "tiles, VALID": ((1, 4, 10, 32), (32, 2, 3, 32), {"padding": "VALID"}, (TILES, TILES, GRADIENT)),
     "tiles, stride and dilation of rows": (
         (1, 7, 8, 32), (32, 2, 3, 32), {"stride": (2, 1), "dilation": (3, 1)}, (TILES, TILES, GRADIENT),

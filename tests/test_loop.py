@@ -388,13 +388,13 @@ def test_defaults_belong_to_the_data():
 
 
 REFUSED = {
-    "model": ({"model": "vgg16"}, "--model: got 'vgg16', required one of source, lenet5, two_conv, all_conv, "),
+    "model": ({"model": "vgg16"}, "--model: got 'vgg16', required one of source, lenet5, two_conv, vgg, all_conv, "),
     "backward": ({"backward": "both"}, "--backward: got 'both', required one of manual, autodiff"),
     "epochs": ({"epochs": 0}, "--epochs: got 0, required at least 1"),
     "batch": ({"batch_size": 0}, "--batch-size: got 0, required at least 1"),
     "classes": ({"classes": 1}, "--classes: got 1, required at least 2"),
     "seed": ({"seed": -1}, "--seed: got -1, required at least 0"),
-    "large seed": ({"seed": 2**32}, "--seed: got 4294967296, required less than 4294967296"),
+    "large seed": ({"seed": 2**32}, "--seed: got 4294967296, required seeds less than 4294967296"),
     "decay": ({"weight_decay": -0.1}, "--weight-decay: got -0.1, required at least 0"),
     "NaN for decay": ({"weight_decay": math.nan}, "--weight-decay: got nan, required at least 0"),
     "steps to skip": ({"skip_nonfinite": -1}, "--skip-nonfinite: got -1, required at least 0"),

@@ -97,8 +97,8 @@ def without_noise(tree):
 
 
 STAGES = {
-    "vgg": (4, 4, 64), "all_conv": (6, 6, 10), "resnet20": (8, 8, 64), "resnet9": (4, 4, 512), "mobilenet_v2": (4, 4, 512),
-    "convnext": (4, 4, 160),
+    "vgg": (4, 4, 64), "all_conv": (6, 6, 10), "resnet20": (8, 8, 64), "resnet9": (4, 4, 512),
+    "mobilenet_v2": (4, 4, 512), "convnext": (4, 4, 160),
 }  # fmt: skip
 
 

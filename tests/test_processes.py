@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,17 +16,22 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 import several_steps
 from jax.sharding import AxisType
 from processes import ENVIRONMENT, end, result, start
 from several import ends, free_port, training, wait_for_checkpoint
 
+import jaxcnn
 from jaxcnn.training import processes
+from jaxcnn.training.first_folder import FirstsFolder
 from jaxcnn.training.processes import Place, place_of
+from jaxcnn.training.run_folder import no_sums
 
-# Of 44 steps each. adamw divides by the root of small squares, and differences of rounding grow over the steps.
-RUN = ("--epochs", "3", "--optimizer", "sgd", "--learning-rate", "0.02")
+# adamw divides by the root of small squares, and differences of rounding grow over the steps.
+RUN = ("--epochs", "8", "--optimizer", "sgd", "--learning-rate", "0.01", "--validation", "0.1", "--average", "0.9")
+EPOCH = 40  # steps
 FOUR = pytest.param(4, marks=pytest.mark.long)
 LOST = "start all processes again, with --resume where there is a run"
 
@@ -54,7 +60,7 @@ def whole(tmp_path_factory):
 def test_the_run_is_that_of_one_process(whole, tmp_path, count):
     assert end(start("train", *RUN, "--cores", "1", "--out", tmp_path / "one")).status == 0
     alone, together = (result(run).lines for run in (tmp_path / "one", whole(count)))
-    assert len(alone) == 3
+    assert len(alone) == 8
     for a, b in zip(alone, together, strict=True):
         np.testing.assert_allclose(b["train_loss"], a["train_loss"], rtol=1e-5)
     np.testing.assert_allclose(b["test_loss"], a["test_loss"], rtol=1e-5)
@@ -95,7 +101,8 @@ def interrupted(run: Path, count: int, process: int, number: int, arguments) -> 
     """(how the others end, the seconds it took), when one process gets the signal in the middle."""
     with training(count, *arguments) as started:
         steps = [int(path.name) for path in run.glob("checkpoints/*") if path.name.isdecimal()]
-        wait_for_checkpoint(run, max([0, *steps]) + 44, started)
+        newest = wait_for_checkpoint(run, max([0, *steps]) + EPOCH, started)
+        assert newest < 8 * EPOCH, "it has ended"
         began = time.monotonic()
         started[process].send_signal(number)
         others = [p for i, p in enumerate(started) if number == signal.SIGTERM or i != process]
@@ -171,6 +178,50 @@ def test_others_that_do_not_come(tmp_path):
     assert "within 2 s; start one for each --process-id from 0 to 1" in done.stderr
 
 
+def test_a_port_that_is_taken():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        address = f"localhost:{taken.getsockname()[1]}"
+        ended = end(start("train", "--coordinator", address, "--processes", "2", "--process-id", "0"))
+    says = f"jaxcnn: --coordinator: got port {address[10:]}, which process 0 cannot listen on: Address already in use\n"
+    assert (ended.status, ended.err) == (2, says)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            jax.errors.JaxRuntimeError("FAILED_PRECONDITION: Gloo AllReduce failed"),
+            "another process, or the connection",
+        ),
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: no heartbeat"), "another process, or the connection to it, was lost"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "RESOURCE_EXHAUSTED: Out of memory"),
+    ],
+)
+def test_what_is_said_of_an_error(error, says):
+    assert processes._reason(error).startswith(says)
+
+
+def test_states_that_drift_apart_are_not_kept(monkeypatch, tmp_path):
+    """Of two processes that no longer agree neither writes."""
+    state = jaxcnn.init_train_state(several_steps.network(), optax.sgd(0.1), 0, (8, 8, 1))
+    folder = FirstsFolder(tmp_path)
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(processes, "_gathered", lambda text: [text, "another"])
+    with pytest.raises(
+        processes.Agreed, match=r"^the state of step 0 is another on process 1 than on process 0; it must"
+    ):
+        folder.keep(state, no_sums(1))
+
+
+def test_an_array_of_one_process_alone_is_refused():
+    with pytest.raises(
+        ValueError, match=r"^train_step: its devices are those of several processes, and an array of one"
+    ):
+        processes.require_shared("train_step", None, (np.zeros(4),))
+
+
 def test_last_words():
     """Of a process that jax aborts."""
     program = (
@@ -180,7 +231,7 @@ def test_last_words():
     )
     done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert done.returncode == -signal.SIGABRT
-    says = f"jaxcnn: process 1 of 2: ended; it was killed, or another one was lost; {LOST}\n"
+    says = f"jaxcnn: process 1 of 2: ended; it was killed, another one was lost, or two have one --process-id; {LOST}\n"
     assert done.stderr == says
 
 

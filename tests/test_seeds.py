@@ -65,15 +65,46 @@ def test_what_train_seeds_refuses(rng):
     images, labels, indices = batches(rng)
     states = jaxcnn.init_train_states(NETWORK, OPTIMIZER, SEEDS, (4, 4, 1))
     run = jaxcnn.train_seeds(NETWORK, LOSS, OPTIMIZER)
-    with pytest.raises(
-        ValueError, match="train_seeds: states, images and labels must be of as many seeds, got 3, 2 and 3"
-    ):
-        run(states, images[indices[:2]], labels[indices])
     one = jaxcnn.init_train_state(NETWORK, OPTIMIZER, 0, (4, 4, 1))
-    with pytest.raises(ValueError, match="must be of as many seeds, got 0, 3 and 3"):
-        run(one, images[indices], labels[indices])
+    images, labels = images[indices], labels[indices]
+    for given, error, message in (
+        (
+            (states, images[:2], labels),
+            ValueError,
+            r"states, .* be of as many seeds, the first axis of each; got \(3,\), ",
+        ),
+        ((one, images, labels), ValueError, r"states, .* of as many seeds, the first axis of each; got \(\), \(3, 5, "),
+        (
+            (states, images, labels[:, :1]),
+            ValueError,
+            r"images and labels must be seeds × steps × batch alike in their",
+        ),
+        (
+            (states, images[:, :, 0, 0, 0, 0], labels[:, 0]),
+            ValueError,
+            "images and labels must be seeds × steps × batch",
+        ),
+        ((None, images, labels), TypeError, "takes a TrainState first, got NoneType"),
+        ((states, "images", labels), TypeError, "images must be an array, got str"),
+        ((states, images, object()), TypeError, "labels must be an array, got object"),
+    ):
+        with pytest.raises(error, match=f"^train_seeds: {message}"):
+            run(*given)
     with pytest.raises(ValueError, match="train_seeds: backward must be one of manual, autodiff, got 'both'"):
         jaxcnn.train_seeds(NETWORK, LOSS, OPTIMIZER, backward="both")
+
+
+@pytest.mark.parametrize("seeds", [[], [1.5], "12", [-1], [2**32], [True]])
+def test_seeds_that_are_none(seeds):
+    with pytest.raises(
+        ValueError, match=r"^init_train_states: seeds must be whole numbers from 0 to less than 429496729"
+    ):
+        jaxcnn.init_train_states(NETWORK, OPTIMIZER, seeds, (4, 4, 1))
+
+
+def test_an_optimizer_that_is_none():
+    with pytest.raises(TypeError, match=r"^init_train_states: optimizer must be an optax optimizer, made by a call as"):
+        jaxcnn.init_train_states(NETWORK, optax.sgd, SEEDS, (4, 4, 1))  # pyright: ignore[reportArgumentType]
 
 
 # A run of three seeds on the digits: 40 steps an epoch in chunks of 25, at a rate that is too large for them, so that
@@ -287,9 +318,22 @@ def test_several_seeds_need_no_batch_that_the_devices_share():
     assert loop.prepare(Config(batch_size=33, seeds=2)).steps_an_epoch == 1437 // 33
     with pytest.raises(DataError, match="--seeds: got 0, required at least 1"):
         loop.prepare(Config(seeds=0))
-    with pytest.raises(DataError, match=f"--seed: got {2**32}, required less than {2**32}"):
+    with pytest.raises(DataError, match=f"--seed: got {2**32 - 2}, with --seeds 3, required seeds less than {2**32}"):
         loop.prepare(Config(seed=2**32 - 2, seeds=3))
 
 
 def test_a_new_folder_names_the_seeds():
     assert loop.new_folder(Config(seed=2, seeds=3)).name.startswith("digits-source-seed2-4-")
+
+
+def test_more_seeds_than_the_machine_holds(monkeypatch):
+    """Two splits of the digits, 1,797 images of 8×8 in float32, take 0.9 MB."""
+    for pages, allowed in ((900_000, False), (1_000_000, True)):
+        monkeypatch.setattr(loop.os, "sysconf", {"SC_PHYS_PAGES": pages, "SC_PAGE_SIZE": 1}.__getitem__)
+        if allowed:
+            assert len(loop.prepare(Config(seeds=2, epochs=1)).data) == 2
+        else:
+            with pytest.raises(
+                DataError, match=r"--seeds: got 2, each with its own 0\.00043 GiB of images; required at"
+            ):
+                loop.prepare(Config(seeds=2, epochs=1))

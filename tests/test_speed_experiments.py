@@ -27,6 +27,11 @@ def growth():
 
 
 @pytest.fixture
+def cores():
+    return importlib.import_module("cores")
+
+
+@pytest.fixture
 def whole_run():
     return importlib.import_module("whole_run")
 
@@ -114,10 +119,11 @@ def test_operations_are_those_of_the_three_products_of_each_layer(growth):
 
 def test_a_cliff_is_a_jump_of_the_time_of_one_operation(growth):
     points = [growth.Point(batch=batch) for batch in (16, 32, 64, 128)]
-    times = (1.0, 2.0, 8.1, 8.0)  # by operation: the same, 2.025 times, half
+    times = (1.0, 2.0, 8.1, 5.3)  # by operation: the same, 2.025 times, a third; by step the last is much less
     measured = [growth.Measured(p, t, 1.0) for p, t in zip(points, times, strict=True)]
     assert growth.cliffs("batch", measured) == [
-        {"sweep": "batch", "from": 32, "to": 64, "factor": pytest.approx(2.025)}
+        {"sweep": "batch", "from": 32, "to": 64, "factor": pytest.approx(2.025)},
+        {"sweep": "batch", "from": 64, "to": 128, "factor": pytest.approx(5.3 / 8.1)},
     ]
 
 
@@ -125,7 +131,7 @@ def test_growth_measures_and_draws(growth, tmp_path, monkeypatch, capsys):
     Point = growth.Point
     sweeps = {"batch": [Point(2, 8, 2), Point(4, 8, 2)], "size": [Point(2, 4, 2)], "channels": [Point(2, 4, 1)]}
     monkeypatch.setattr(growth, "points", lambda sweep, quick: sweeps[sweep])
-    monkeypatch.setattr(growth.jaxcnn, "use_cpu_cores", lambda: 2)  # this process has used its devices already
+    monkeypatch.setattr(growth.jaxcnn, "use_cpu_cores", lambda n: 2)  # this process has used its devices already
     monkeypatch.setattr(growth, "SECONDS", 0.0)
     monkeypatch.setattr(growth, "MATRIX", 64)
     monkeypatch.setattr(growth, "MOST_OPERATIONS", Point(4, 8, 2).operations - 1)
@@ -138,7 +144,7 @@ def test_growth_measures_and_draws(growth, tmp_path, monkeypatch, capsys):
 
 
 def test_a_cliff_makes_growth_fail(growth, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(growth.jaxcnn, "use_cpu_cores", lambda: 2)
+    monkeypatch.setattr(growth.jaxcnn, "use_cpu_cores", lambda n: 2)
     steep = {16: 1.0, 64: 100.0, 256: 100.0}
     measured = lambda sweep: [growth.Measured(p, steep.get(p.batch, 1.0), 0.5) for p in sweep]  # noqa: E731
     monkeypatch.setattr(growth, "measure", measured)
@@ -146,10 +152,53 @@ def test_a_cliff_makes_growth_fail(growth, tmp_path, monkeypatch, capsys):
     assert "cliff: batch 16 to 64: 25.0 times" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", ["growth", "whole_run"])
+@pytest.mark.parametrize("script", ["growth", "whole_run", "cores"])
 def test_help_is_printed(script, request, capsys):
     """A lone % in a help text is an error of argparse, and only here."""
     with pytest.raises(SystemExit) as end:
         request.getfixturevalue(script).main(["--help"])
     assert end.value.code == 0
     assert "--quick" in capsys.readouterr().out
+
+
+def test_cores_are_compared_and_held_against_the_bar(cores, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cores.jaxcnn, "use_cpu_cores", lambda n: 2)  # this process has used its devices already
+    seconds = {1: iter([3.0, 5.0, 4.0]), 2: iter([2.0, 9.0, 2.0])}
+    with monkeypatch.context() as patch:
+        patch.setattr(cores, "timed", lambda batch, mesh: seconds[mesh.size].__next__)
+        assert cores.compare(32, 2, 3) == {"one": 4.0, "all": 2.0, "times": 2.0}
+    monkeypatch.setattr(cores, "BATCHES", (32, 128))
+    for times, status in ((1.6, 0), (1.4, 1)):
+        monkeypatch.setattr(cores, "compare", lambda *_: {"one": times, "all": 1.0, "times": times})  # noqa: B023
+        assert cores.main(["--quick", "--out", str(tmp_path)]) == status
+        found = json.loads((tmp_path / "cores.json").read_text())["batches"]
+        assert [(one["batch"], one["times"]) for one in found] == [(32, times), (128, times)]
+        assert f"batch 128: {times}e+03 ms on one device" in capsys.readouterr().out
+    monkeypatch.setattr(cores.jaxcnn, "use_cpu_cores", lambda n: 1)
+    with pytest.raises(SystemExit):
+        cores.main(["--quick"])
+    assert "there is one core, and nothing to compare it with" in capsys.readouterr().err
+
+
+def test_a_step_is_timed_until_it_has_ended(cores, monkeypatch):
+    """On the mesh that is asked for: with a clock that stands still but where the step is waited for."""
+    clock, meshes = [0.0], []
+
+    class Made:
+        def __init__(self, *_, mesh, **__):
+            meshes.append(mesh)
+            self.shardings = None
+
+        def __call__(self, state, *_):
+            return state, {}
+
+    def wait(_):
+        clock[0] += 8.0
+
+    monkeypatch.setattr(cores.jaxcnn, "train_step", Made)
+    monkeypatch.setattr(cores.jax, "device_put", lambda data, _: data)
+    monkeypatch.setattr(cores.jax, "block_until_ready", wait)
+    monkeypatch.setattr(cores.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(cores, "IMAGES", 16)
+    assert cores.timed(4, "a mesh")() == 8.0 / 4
+    assert meshes == ["a mesh"]

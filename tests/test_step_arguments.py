@@ -28,6 +28,10 @@ def started():
         ({"microbatch": True}, TypeError, 'microbatch must be a whole number, "auto" or None, got True'),
         ({"microbatch": "all"}, TypeError, "microbatch must be a whole number, \"auto\" or None, got 'all'"),
         ({"microbatch": np.array([1, 2])}, TypeError, r"microbatch must be a whole .* None, got array\(\[1, 2\]\)"),
+        ({"skip_nonfinite": -1}, ValueError, "skip_nonfinite must be at least 0, got -1"),
+        ({"skip_nonfinite": 1.5}, TypeError, "skip_nonfinite must be a whole number or None, got 1.5"),
+        ({"skip_nonfinite": False}, TypeError, "skip_nonfinite must be a whole number or None, got False"),
+        ({"network": jaxcnn.conv2d}, TypeError, "network must be a jaxcnn.Layer, got Rule"),
         ({"mesh": [0, 1]}, TypeError, r"mesh must be a jax.sharding.Mesh, as jax.make_mesh makes, got \[0, 1\]"),
         (
             {"mesh": jax.make_mesh((2, 1), ("a", "b"), axis_types=(AxisType.Auto,) * 2)},
@@ -38,7 +42,7 @@ def started():
 )
 def test_making_a_step_refuses(make, options, error, message):
     with pytest.raises(error, match=f"^{make.__name__}: {message}"):
-        make(NETWORK, LOSS, OPTIMIZER, **options)
+        make(**{"network": NETWORK, "loss": LOSS, "optimizer": OPTIMIZER, **options})
 
 
 @pytest.mark.parametrize(
@@ -52,10 +56,13 @@ def test_making_a_step_refuses(make, options, error, message):
         ),
         ((1.0, 2), ValueError, r"images must have the batch on axis 0, got shape \(\)"),
         ((IMAGES, 2), ValueError, r"labels must have the batch on axis 0, got shape \(\)"),
-        ((None, LABELS), TypeError, "images must be an array of numbers, got NoneType"),
-        ((IMAGES, None), TypeError, "labels must be an array of numbers, got NoneType"),
-        ((IMAGES, ["yes", "no"]), TypeError, "labels must be an array of numbers, got list"),
-        (([[1, 2], [3]], LABELS), TypeError, "images must be an array of numbers, got list"),
+        ((None, LABELS), TypeError, "images must be an array, got NoneType"),
+        ((IMAGES, None), TypeError, "labels must be an array, got NoneType"),
+        ((IMAGES, ["yes", "no"]), TypeError, "labels must be an array, got list"),
+        ((IMAGES, [2**40] * 16), TypeError, "labels must be an array, got list"),
+        ((IMAGES, np.full(16, 2**40)), ValueError, "labels holds values that int32 cannot, got 1099511627776 … "),
+        ((IMAGES, LABELS[:8]), ValueError, "images and labels must be as many, got 16 and 8"),
+        (([[1, 2], [3]], LABELS), TypeError, "images must be an array, got list"),
     ],
 )
 def test_a_step_refuses(data, error, message):
@@ -71,6 +78,12 @@ def test_a_step_refuses(data, error, message):
         ((IMAGES, LABELS, np.zeros((3, 15), int)), ValueError, "a batch of 15 does not divide by 2 devices"),
         ((1.0, LABELS, np.zeros((3, 4), int)), ValueError, r"images must have the samples on axis 0, got shape \(\)"),
         ((IMAGES, LABELS, np.arange(4)), ValueError, r"indices must have the batch on axis 1, got shape \(4,\)"),
+        ((IMAGES[:8], LABELS, np.zeros((3, 4), int)), ValueError, "images and labels must be as many, got 8 and 16"),
+        (
+            (IMAGES, LABELS, np.full((3, 4), 2**32)),
+            ValueError,
+            "indices holds values that int32 cannot, got 4294967296",
+        ),
         (
             (IMAGES, LABELS, np.zeros((3, 4), np.float32)),
             TypeError,
@@ -92,3 +105,17 @@ def test_steps_in_a_scan_refuse(data, error, message):
 def test_of_no_images_the_loss_speaks():
     with pytest.raises(ValueError, match=r"softmax_cross_entropy: logits must be .* not empty, got shape"):
         jaxcnn.train_step(NETWORK, LOSS, OPTIMIZER, mesh=MESH)(started(), IMAGES[:0], LABELS[:0])
+
+
+def test_small_whole_numbers_choose_among_many_images():
+    """300 is none of int8's."""
+    images, labels = np.zeros((300, 8, 8, 1), np.float32), np.arange(300) % 10
+    run = jaxcnn.train_steps(NETWORK, LOSS, OPTIMIZER, mesh=MESH)
+    losses = [run(started(), images, labels, np.arange(8).reshape(2, 4).astype(dtype))[1]["loss"] for dtype in "bi"]
+    np.testing.assert_array_equal(*losses)
+
+
+def test_a_step_of_an_abstract_mesh_is_not_called():
+    step = jaxcnn.train_step(NETWORK, LOSS, OPTIMIZER, mesh=MESH.abstract_mesh)
+    with pytest.raises(TypeError, match=r"^train_step: of an abstract mesh: it can be traced and lowered, and not be"):
+        step(started(), IMAGES, LABELS)

@@ -3,8 +3,8 @@
     python experiments/speed/growth.py [--quick] [--out DIR]
 
 Networks like two_conv, each beside its floor: its operations over the rate of a matrix product measured in the same
-run. A cliff is where the time of one operation rises to more than twice from one point to the next; exit status 1 if
-there is one.
+run. A cliff is where the time of one operation rises to more than twice from one point to the next, or where a point
+takes half as long again as the next, larger one; exit status 1 if there is one.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from rich.table import Table
 
 import jaxcnn
 from jaxcnn.benchmark.surroundings import surroundings
+from jaxcnn.training.devices import available_cores
 
-CLIFF = 2.0
+CLIFF, CLEARLY = 2.0, 1.5
 MOST_OPERATIONS = 5e11  # a point with more is left out: seconds for one step
 SECONDS, MOST_STEPS = 2.0, 30  # a point is measured for so long, at least 3 steps
 MATRIX = 2048
@@ -47,9 +48,9 @@ class Point(NamedTuple):
     def operations(self) -> int:
         """Multiplications and additions of one step: forward, gradients of the weights and of the layers' inputs,
         without that of the images, which nobody needs."""
-        c, places = self.channels, self.size**2
-        first, second = places * 9 * c, places // 4 * 9 * c * 2 * c
-        dense = places // 16 * 2 * c * 128 + 128 * 10
+        c, half, quarter = self.channels, self.size // 2, self.size // 4  # pooling leaves out what fills no window
+        first, second = self.size**2 * 9 * c, half**2 * 9 * c * 2 * c
+        dense = quarter**2 * 2 * c * 128 + 128 * 10
         return 2 * self.batch * (2 * first + 3 * (second + dense))
 
 
@@ -65,8 +66,8 @@ class Measured(NamedTuple):
 
 SWEEPS = {
     "batch": [16, 32, 64, 128, 256, 512, 1024, 2048, 4096],
-    "size": [8, 12, 16, 24, 32, 48, 64, 96, 128],
-    "channels": [8, 16, 32, 64, 128, 256],
+    "size": [8, 12, 16, 24, 31, 32, 33, 37, 48, 64, 96, 128],
+    "channels": [8, 15, 16, 17, 24, 32, 48, 64, 100, 128, 256],
 }
 QUICK = {"batch": [16, 64, 256], "size": [8, 16, 32], "channels": [8, 16, 32]}
 
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    jaxcnn.use_cpu_cores()
+    jaxcnn.use_cpu_cores(max(n for n in range(1, available_cores() + 1) if 16 % n == 0))  # all batches divide by it
 
     results = {name: measure(points(name, options.quick)) for name in SWEEPS}
     found = [cliff for name, measured in results.items() for cliff in cliffs(name, measured)]
@@ -167,13 +168,17 @@ def network_of(point: Point) -> jaxcnn.Layer:
 
 
 def cliffs(sweep: str, measured: Sequence[Measured]) -> list[dict[str, Any]]:
-    """Where an operation takes more than `CLIFF` times as long as at the point before."""
+    """Where an operation takes more than `CLIFF` times as long as at the point before, or a whole step `CLEARLY` longer
+    than at the point after, which has more to do.
+    """
     found = []
     for before, after in itertools.pairwise(measured):
+        ends = {"sweep": sweep, "from": getattr(before.point, sweep), "to": getattr(after.point, sweep)}
         factor = after.seconds / after.point.operations / (before.seconds / before.point.operations)
         if factor > CLIFF:
-            ends = {"from": getattr(before.point, sweep), "to": getattr(after.point, sweep)}
-            found.append({"sweep": sweep, **ends, "factor": factor})
+            found.append({**ends, "factor": factor})
+        if before.seconds > CLEARLY * after.seconds:
+            found.append({**ends, "factor": after.seconds / before.seconds})
     return found
 
 

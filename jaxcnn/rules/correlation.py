@@ -97,11 +97,22 @@ def _of_filters(g: Geometry) -> Geometry:
 
 def _correlate_on_cpu(images, filters, g: Geometry, groups: int):
     channels, features = filters.shape[-2:]
+    if groups == 1 and min(channels, features) > 8 and (channels % 4 or features % 4):
+        # With zeros up to whole vectors: for 15 channels and 30 filters of 16×16 images 0.7 in place of 1.0 ms.
+        images, filters = _filled(images, -1), _filled(_filled(filters, -1), -2)
+        return _correlate_on_cpu(images, filters, g, groups)[..., :features]
     if winograd.pays(g, groups, channels, features, images.dtype):
         return winograd.convolve(images, filters, g, _by_definition)
     if (columns := _columns_at_once(g, groups, channels, features)) > 1:
         return _correlate_by_columns(images, filters, g, columns)
     return _by_definition(images, filters, g, groups)
+
+
+def _filled(x: Array, axis: int) -> Array:
+    """With zeros at the end of the axis, to a multiple of 4."""
+    config = [(0, 0, 0)] * x.ndim
+    config[axis] = (0, -x.shape[axis] % 4, 0)
+    return lax.pad(x, np.zeros((), x.dtype), config)
 
 
 def _columns_at_once(g: Geometry, groups: int, channels: int, features: int) -> int:
@@ -141,7 +152,7 @@ def _image_gradient_on_cpu(dy, exchanged, g: Geometry, groups: int):
 def _filter_gradient_on_cpu(images, dy, g: Geometry, groups: int):
     samples, *_, channels = images.shape
     features = dy.shape[-1]
-    if min(channels, features) >= 32 and winograd.pays(g, groups, channels, features, images.dtype):
+    if min(channels, features) > 24 and winograd.pays(g, groups, channels, features, images.dtype):
         return winograd.filter_gradient(images, dy, g, patches)
     # The images are its channels: of a few it would have a few.
     if samples >= 8 and max(g.stride) == 1 < max(g.window) and groups == 1:

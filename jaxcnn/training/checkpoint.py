@@ -81,7 +81,7 @@ def _of_seed(path: Path, network: Any, seeds: list[int], seed: int | None) -> An
         return network
     if seed not in seeds:
         has = f"the seeds {', '.join(map(str, seeds))}" if seeds else "one network and no seeds"
-        raise ValueError(f"load: seed: got {seed}, but {path} has {has}")
+        raise ValueError(f"load: seed: got {seed!r}, but {path} has {has}")
     return jax.tree.map(lambda leaf: leaf[seeds.index(seed)], network) if len(seeds) > 1 else network
 
 

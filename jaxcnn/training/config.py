@@ -89,8 +89,8 @@ class Config:
         if full.microbatch != AUTO and (isinstance(full.microbatch, str) or full.microbatch < 1):
             raise DataError(f"--microbatch: got {full.microbatch}, required {AUTO} or a number of images, at least 1")
         if not full.seed + full.seeds <= 2**32:
-            last = full.seed + full.seeds - 1
-            raise DataError(f"--seed: got {last}, required less than {2**32}")
+            last = f", with --seeds {full.seeds}" if full.seeds > 1 else ""
+            raise DataError(f"--seed: got {full.seed}{last}, required seeds less than {2**32}")
         if not (full.learning_rate or 0) > 0:
             raise DataError(f"--learning-rate: got {full.learning_rate}, required more than 0")
         if full.momentum is not None and full.optimizer != "sgd":
@@ -113,4 +113,5 @@ class Config:
         return full
 
 
-CHANGEABLE = ("skip_nonfinite",)  # on resuming; all else the result depends on
+# On resuming; all else the result depends on. Of the data the place may be another: their digest is compared.
+CHANGEABLE = ("data", "data_dir", "skip_nonfinite")

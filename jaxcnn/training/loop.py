@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -294,7 +295,19 @@ def _load(config: Config) -> tuple[DataSet, ...]:
         digests.append(data.sha256)
         if data.sha256 not in kept:
             kept[data.sha256] = enlarged(data, RECIPES[config.model].size)
+            _require_memory(config.seeds if len(kept) > 1 else 1, kept[data.sha256])
     return tuple(kept[digest] for digest in digests)
+
+
+def _require_memory(seeds: int, data: DataSet) -> None:
+    """For the scaled images, of which a seed with a split of its own has its own. Raises DataError."""
+    needed = seeds * sum(part.images.nbytes for part in (data.train, data.validation, data.test) if part is not None)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise DataError(
+            f"--seeds: got {seeds}, each with its own {needed / seeds / 2**30:.2g} GiB of images; required at most as "
+            f"many as the {memory / 2**30:.3g} GiB of this machine hold"
+        )
 
 
 def _gradient_check(run: Run) -> GradientCheck:

@@ -10,6 +10,7 @@ import collections
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -99,7 +100,11 @@ def together(here: Place | None, coordinator: str | None, *, meeting: float = ME
     if here is None:
         yield
         return
-    last_words = _LastWords(f"jaxcnn: {here}: ended; it was killed, or another one was lost{GO_ON}")
+    if here.process == 0 and coordinator is not None:
+        _require_free(coordinator)
+    last_words = _LastWords(
+        f"jaxcnn: {here}: ended; it was killed, another one was lost, or two have one --process-id{GO_ON}"
+    )
     came = threading.Timer(meeting, last_words.end, [f"jaxcnn: {here}: {_not_met(here, coordinator, meeting)}", 1])
     came.daemon = True
     try:
@@ -125,6 +130,19 @@ def together(here: Place | None, coordinator: str | None, *, meeting: float = ME
         last_words.forget()
 
 
+def _require_free(coordinator: str) -> None:
+    """Raises ValueError where the port is another program's: jax' service would end the process."""
+    port = coordinator.rpartition(":")[2]
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind(("", int(port)))
+        except OSError as error:
+            raise ValueError(
+                f"--coordinator: got port {port}, which process 0 cannot listen on: {error.strerror}"
+            ) from None
+
+
 def _not_met(here: Place, coordinator: str | None, meeting: float) -> str:
     where = coordinator or "the coordinator that jax found"
     return (
@@ -137,9 +155,11 @@ def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    if "Gloo" in text or isinstance(error, jax.errors.JaxRuntimeError):
+    own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")  # of this process alone, as too little memory
+    of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+    if "Gloo" in text or (of_jax and not text.startswith(own)):
         return f"another process, or the connection to it, was lost{GO_ON} ({text[:200]})"
-    if not isinstance(error, ValueError | OSError):
+    if not (of_jax or isinstance(error, ValueError | OSError)):
         traceback.print_exception(error)
     return text or type(error).__name__
 

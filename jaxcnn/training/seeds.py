@@ -14,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxcnn.layers import Layer
-from jaxcnn.rule import Rule
+from jaxcnn.rule import Rule, as_array
+from jaxcnn.rules.window import is_whole
 from jaxcnn.training.augment import Augmentation
 from jaxcnn.training.devices import all_devices, require_one_axis
 from jaxcnn.training.step import Step, TrainState, init_train_state, one_step
@@ -33,16 +34,27 @@ def init_train_states(
       network: any Layer. optimizer: any optax GradientTransformation.
       seeds: whole numbers from 0 to less than 2³². input_shape: of one image, H×W×C.
 
+    Raises:
+      ValueError: no seeds, or other ones. TypeError: what is no optimizer.
+
     >>> import jaxcnn
     >>> states = init_train_states(jaxcnn.models.source(), optax.sgd(0.1), range(3), (8, 8, 1))
     >>> states.step.shape, states.params["dense_2"]["bias"].shape
     ((3,), (3, 10))
     """
 
+    given: list[Any] = [seeds] if isinstance(seeds, str) else list(seeds)
+    if not given or not all(is_whole(seed) and 0 <= seed < 2**32 for seed in given):
+        raise ValueError(
+            f"init_train_states: seeds must be whole numbers from 0 to less than {2**32}, at least one, got {given}"
+        )
+    if not hasattr(optimizer, "init"):
+        raise TypeError("init_train_states: optimizer must be an optax optimizer, made by a call as optax.adam(1e-3)")
+
     def all_of(seeds):
         return lax.map(lambda seed: init_train_state(network, optimizer, seed, input_shape), seeds)
 
-    return jax.jit(all_of)(np.array([*seeds], np.uint32))
+    return jax.jit(all_of)(np.array(given, np.uint32))
 
 
 def train_seeds(
@@ -70,7 +82,8 @@ def train_seeds(
       again.
 
     Raises:
-      ValueError: states, images and labels of different numbers of seeds; and what `train_steps` raises.
+      ValueError: states, images and labels of different numbers of seeds, steps or images; TypeError: what is no state
+      or no array; and what `train_steps` raises.
 
     >>> import jaxcnn
     >>> network, optimizer = jaxcnn.models.source(), optax.sgd(0.1)
@@ -132,12 +145,24 @@ def seeds_step(
     step = Step("train_seeds", of_all, mesh, {"images": shared, "labels": shared}, in_pieces=False)
 
     def run(states: TrainState, images: Any, labels: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        count = np.shape(states.step)[0] if np.ndim(states.step) else 0
-        if not count == len(images) == len(labels):
+        if not isinstance(states, TrainState):
+            raise TypeError(f"train_seeds: takes a TrainState first, got {type(states).__name__}")
+        images, labels = (
+            given if isinstance(given, np.ndarray) else as_array("train_seeds", name, given)
+            for name, given in (("images", images), ("labels", labels))
+        )
+        count, *shapes = (np.shape(given) for given in (states.step, images, labels))
+        if not (len(count) == 1 and count == shapes[0][:1] == shapes[1][:1]):
+            got = ", ".join(map(str, (count, *shapes)))
             raise ValueError(
-                f"train_seeds: states, images and labels must be of as many seeds, got {count}, {len(images)} and "
-                f"{len(labels)}"
+                f"train_seeds: states, images and labels must be of as many seeds, the first axis of each; got {got}"
             )
+        if min(map(len, shapes)) < 3 or shapes[0][:3] != shapes[1][:3]:
+            raise ValueError(
+                "train_seeds: images and labels must be seeds × steps × batch alike in their first axes, got "
+                f"{shapes[0]} and {shapes[1]}"
+            )
+        (count,) = count
         # Where the seeds do not divide by the devices the last one is trained more than once.
         rows = np.minimum(np.arange(-(-count // mesh.size) * mesh.size), count - 1)
         if len(rows) > count:

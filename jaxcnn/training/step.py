@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule, equally_varying
 from jaxcnn.rules.platform import by_platform
+from jaxcnn.training.arguments import as_arrays, require_parts
 from jaxcnn.training.augment import Augmentation
 from jaxcnn.training.devices import (
     TURN,
@@ -160,7 +161,7 @@ def train_steps(
 
         def step(state, chosen):
             # An index that names no sample gives NaN and an invalid label, not some other sample.
-            chosen = jnp.where(chosen < 0, len(images), chosen)
+            chosen = jnp.where(chosen < 0, len(images), chosen.astype(jnp.promote_types(chosen.dtype, jnp.int32)))
             return one(state, *(a.at[chosen].get(mode="fill") for a in (images, labels)))
 
         return lax.scan(step, state, indices)
@@ -205,9 +206,11 @@ class Step:
 
     def __call__(self, state: TrainState, *data: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         self._require_fresh(state)
-        data = self._as_arrays(data)
+        data = as_arrays(self.name, self.specs, self.mesh.size, data)
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, data))):
             return self._inner(state, *data)
+        if not isinstance(self.mesh, Mesh):
+            raise TypeError(f"{self.name}: of an abstract mesh: it can be traced and lowered, and not be called")
         if self._is_default:
             return self.jitted(state, *data)(state, *data)
         if self.mesh.is_multi_process:
@@ -249,29 +252,6 @@ class Step:
         if isinstance(state.step, jax.Array) and not isinstance(state.step, Tracer) and state.step.is_deleted():
             raise ValueError(f"{self.name}: an earlier step has used up this state; go on with the one it returned")
 
-    def _as_arrays(self, data: tuple[Any, ...]) -> tuple[jax.Array, ...]:
-        """The data, checked: arrays whose batch divides by the devices."""
-        if len(data) != len(self.specs):
-            raise TypeError(f"{self.name}: takes a state and {', '.join(self.specs)}, got {len(data)} arrays")
-        arrays = []
-        for (argument, spec), value in zip(self.specs.items(), data, strict=True):
-            try:
-                array = jnp.asarray(value)
-            except (TypeError, ValueError) as error:
-                got = type(value).__name__
-                raise TypeError(f"{self.name}: {argument} must be an array of numbers, got {got}") from error
-            axis = max(0, len(spec) - 1)  # the sharded axis is the spec's last
-            if array.ndim <= axis:
-                what = f"the {'batch' if len(spec) else 'samples'} on axis {axis}"
-                raise ValueError(f"{self.name}: {argument} must have {what}, got shape {array.shape}")
-            if len(spec) and array.shape[axis] % self.mesh.size:
-                raise ValueError(
-                    f"{self.name}: a batch of {array.shape[axis]} does not divide by {self.mesh.size} devices; take a "
-                    f"multiple of {self.mesh.size}, or a mesh of fewer devices"
-                )
-            arrays.append(array)
-        return tuple(arrays)
-
 
 def _shared(function: Callable[..., Any], mesh: Mesh, specs: dict[str, P]) -> Callable[..., Any]:
     """Run by each device with its share of the data."""
@@ -282,14 +262,7 @@ def _shared(function: Callable[..., Any], mesh: Mesh, specs: dict[str, P]) -> Ca
 
 def one_step(name, network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh):
     """(state, images, labels) -> (state, metrics), on each device of a mesh with its share of a batch; else on one."""
-    if backward not in BACKWARD:
-        raise ValueError(f"{name}: backward must be one of {', '.join(BACKWARD)}, got {backward!r}")
-    if not isinstance(loss, Rule):
-        raise TypeError(f"{name}: loss must be a jaxcnn.Rule of (logits, labels), got {type(loss).__name__}")
-    if not hasattr(optimizer, "update"):
-        raise TypeError(f"{name}: optimizer must be an optax optimizer, made by a call as optax.adam(1e-3)")
-    if not (augment is None or callable(augment)):
-        raise TypeError(f"{name}: augment must be a function of (key, images), got {type(augment).__name__}")
+    require_parts(name, network, loss, optimizer, augment, skip_nonfinite, backward, BACKWARD)
     check(name, microbatch)
     axis, devices = None, 1
     if mesh is not None:

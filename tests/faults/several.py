@@ -56,10 +56,13 @@ def ends(started: list[subprocess.Popen[str]], limit: float = LIMIT) -> list[End
     return found
 
 
-def wait_for_checkpoint(run: Path, step: int, started: list[subprocess.Popen[str]]) -> None:
-    """Until the run has one of that step or a later one."""
+def wait_for_checkpoint(run: Path, step: int, started: list[subprocess.Popen[str]]) -> int:
+    """Until the run has one of that step or a later one; the newest."""
     deadline = time.monotonic() + LIMIT
-    while not any(path.name.isdecimal() and int(path.name) >= step for path in run.glob("checkpoints/*")):
+    while True:
+        newest = max([-1, *(int(path.name) for path in run.glob("checkpoints/*") if path.name.isdecimal())])
+        if newest >= step:
+            return newest
         assert all(process.poll() is None for process in started), [process.communicate() for process in started]
         assert time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.01)
