@@ -151,10 +151,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     how = {"seeds": list(seeds), "epochs": epochs, "batch": BATCH}
     how["rates"] = {optimizer: rates for optimizer, (_, rates) in OPTIMIZERS.items()}
     record = common.write(options, **how, right=right, counts=counts(entries), mistakes=entries)
-    print(table(right, entries))
+    print(table(record["right"], record["mistakes"]))
     for name, count in record["counts"].items():
         print(f"{name}: {count}")
-    draw(right, entries, options.out / "famous_mistakes.png")
+    draw(record["right"], record["mistakes"], options.out / "famous_mistakes.png")
     return 0
 
 
@@ -222,7 +222,7 @@ def draw(right: dict[str, dict], entries: Sequence[dict], path: Path) -> None:
         curves.plot(range(1, 1 + len(loss)), loss, color="black", label="right")
         curves.plot([], [], color="tab:blue", label="hidden mistakes")
         curves.plot([], [], color="tab:gray", label="other mistakes")
-        curves.set(yscale="log", xlabel="epoch", ylabel="training loss", title=optimizer)
+        curves.set(yscale="log", ylim=(0.02, 20), xlabel="epoch", ylabel="training loss", title=optimizer)
         curves.legend(fontsize="x-small")
     for unused in axes[len(right) :].ravel():
         unused.set_axis_off()
