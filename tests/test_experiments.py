@@ -3,52 +3,30 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import re
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from experiment_folder import FOLDER, README, experiment, imported, result_of
 
 import jaxcnn
 
-FOLDER = Path(__file__).parents[1] / "experiments"
-README = (FOLDER / "README.md").read_text(encoding="utf-8")
-NAMES = ("manual_vs_autodiff", "pooling_ties")
+NAMES = ("manual_vs_autodiff", "pooling_ties", "relu_at_zero", "famous_mistakes")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def folder():
-    """They are imported as their own runs import them, with what they share from the folder above."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
+    with imported("famous_mistakes"):
         yield
-        sys.modules.pop("common", None)
-
-
-def experiment(name: str) -> ModuleType:
-    """Its run.py; under a name of its own, for there are many."""
-    spec = importlib.util.spec_from_file_location(f"experiment_{name}", FOLDER / name / "run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
 def common():
     return importlib.import_module("common")
-
-
-def result_of(name: str) -> dict:
-    return json.loads((FOLDER / name / "result.json").read_text(encoding="utf-8"))
 
 
 # --- each experiment ------------------------------------------------------------------------------------------------
@@ -127,6 +105,29 @@ def test_manual_vs_autodiff_says_what_was_found():
     assert {n["network"] for n in record["networks"]} == set(module.NETWORKS)
     assert {r["rule"] for r in record["rules"]} >= {"conv2d", "max_pool", "relu", "sigmoid", "softmax_cross_entropy"}
     assert module.in_words(record["rules"], record["networks"], record["training"]) in README
+
+
+# --- relu_at_zero ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_slope_is_the_derivative_at_0_alone(dtype):
+    module = experiment("relu_at_zero")
+    x = jnp.array([-1.0, -0.0, 0.0, 2.0], dtype)
+    dx, dslope = jax.vjp(module.relu, x, jnp.array(0.25))[1](jnp.full(4, 3.0, dtype))
+    assert dx.tolist() == [0, 0.75, 0.75, 3]
+    assert float(dslope) == 0
+    assert jaxcnn.verify(module.relu, np.linspace(-1, 1, 8), np.zeros(())).ok
+
+
+def test_relu_at_zero_says_what_was_found():
+    module, record = experiment("relu_at_zero"), result_of("relu_at_zero")
+    assert [(r["data"], r["dtype"]) for r in record["results"]] == [(a, b) for a in module.DATA for b in module.DTYPES]
+    assert (record["seeds"], record["rates"]) == (list(module.SEEDS), list(module.RATES))
+    assert record["epochs"] == module.EPOCHS
+    for result in record["results"]:
+        assert [g["slope"] for g in result["by_slope"]] == list(module.SLOPES)
+        assert f"\n{module.row(result)}\n" in README
 
 
 # --- the tutorial ---------------------------------------------------------------------------------------------------
