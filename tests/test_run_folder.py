@@ -163,7 +163,7 @@ def test_what_cannot_be_resumed(folder, tmp_path):
     changed = config | {"seed": 4}
     for says, break_it in breaks.items():
         break_it()
-        with pytest.raises(DataError, match=f"--resume {folder.path}: {says}"):
+        with pytest.raises(DataError, match=f"run {folder.path}: {says}"):
             resume(folder.path)
     with pytest.raises(DataError, match="not there"):
         resume(tmp_path / "nowhere")
