@@ -492,3 +492,22 @@ def test_only_the_command_line_prints():
     }
     alone = "processes.py"  # a process that has lost the others ends at once, with a line
     assert printing == {"__main__.py", alone, *(path.name for path in (ROOT / "jaxcnn").glob("cli*.py"))}
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_fits_on_a_screen_and_has_an_example(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert cli.main([command, "--help"]) == 0
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) <= 50
+    assert f"\njaxcnn {command} " in short
+    assert cli.main([command, "--help-verbose"]) == 0
+    assert len(capsys.readouterr().out.split()) > len(short.split()) + 10
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_shell_completion(shell, capsys):
+    assert cli.main(["--tyro-print-completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in (*cli.COMMANDS, "--learning-rate", "mobilenet_v2"):
+        assert word in script

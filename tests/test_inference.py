@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -15,6 +17,7 @@ from sklearn.datasets import load_digits
 import jaxcnn
 from jaxcnn import cli
 from jaxcnn.inference.images import read_images
+from jaxcnn.training import devices
 from jaxcnn.training.config import Config
 from jaxcnn.training.data import load_data
 from jaxcnn.training.loop import describe, initially_chosen, prepare
@@ -28,7 +31,9 @@ SIZE = 8, 8, 1
 def run(tmp_path_factory):
     """Trained for two epochs on the digits."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    assert cli.main(["train", "--epochs", "2", "--cores", "1", "--out", str(folder)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "use_cpu_cores", lambda n: n)  # this process has used its devices already
+        assert cli.main(["train", "--epochs", "2", "--out", str(folder)]) == 0
     return folder
 
 
@@ -268,6 +273,19 @@ def test_errors_of_the_commands(run, pictures, monkeypatch, capsys, arguments, m
     assert err.startswith("jaxcnn: ")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_the_readmes_snippet(run, tmp_path, monkeypatch):
+    readme = (pathlib.Path(jaxcnn.__file__).parents[1] / "README.md").read_text()
+    (block,) = (b for b in re.findall(r"```py\n(.*?)```", readme, re.DOTALL) if "jaxcnn.classifier" in b)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "first").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    images = np.random.default_rng(0).random((2, *SIZE), np.float32)
+    names = {"jax": jax, "jaxcnn": jaxcnn, "pathlib": pathlib, "images": images}
+    exec(compile(block, "README.md", "exec"), names)
+    np.testing.assert_allclose(names["run"](images), names["probabilities"], rtol=1e-5)
+    assert names["probabilities"].shape == (2, 10)
 
 
 def test_a_classifier_is_frozen(run):
