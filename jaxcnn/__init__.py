@@ -53,6 +53,7 @@ from jaxcnn.layers import (
     sequential,
     with_dtypes,
 )
+from jaxcnn.layers.explain import explain
 from jaxcnn.layers.summary import summary
 from jaxcnn.rule import Rule, Static
 from jaxcnn.rules.activation import relu, sigmoid
@@ -83,6 +84,8 @@ from jaxcnn.rules.transposed import conv_transpose2d
 from jaxcnn.version import __version__
 
 if TYPE_CHECKING:
+    from jaxcnn.inference.classifier import classifier
+    from jaxcnn.inference.export import exported
     from jaxcnn.training import augment
     from jaxcnn.training.checkpoint import load, save
     from jaxcnn.training.devices import use_cpu_cores
@@ -152,6 +155,7 @@ __all__ = [
     "avg_pool",
     "backproplayer",
     "batch_norm",
+    "classifier",
     "concatenate",
     "conv1d",
     "conv2d",
@@ -163,6 +167,8 @@ __all__ = [
     "dropout",
     "elu",
     "evaluate",
+    "explain",
+    "exported",
     "flatten",
     "frozen_batch_norm",
     "g_maxpool",
@@ -227,7 +233,9 @@ _LAZY = {
     "Report": "jaxcnn.verification.report",
     "TrainState": "jaxcnn.training.step",
     "alignment": "jaxcnn.training.gradients",
+    "classifier": "jaxcnn.inference.classifier",
     "evaluate": "jaxcnn.training.evaluate",
+    "exported": "jaxcnn.inference.export",
     "gradients": "jaxcnn.training.gradients",
     "init_train_state": "jaxcnn.training.step",
     "init_train_states": "jaxcnn.training.seeds",

@@ -10,7 +10,7 @@ def main() -> int:
 
         return main()
     except ModuleNotFoundError as error:
-        extra = "plot" if (error.name or "").startswith("matplotlib") else "train"
+        extra = {"matplotlib": "plot", "tensorboardX": "tensorboard"}.get((error.name or "").split(".")[0], "train")
         command = f'pip install "jaxcnn[{extra}]"'
         print(f"jaxcnn: needs the package {error.name}; install it with: {command}", file=sys.stderr)
         return 2

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import difflib
 import io
 import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any, Union
 
 import tyro
 
 from jaxcnn.cli_bench import Bench, bench
+from jaxcnn.cli_inference import Export, Predict, export, predict
+from jaxcnn.cli_summary import Explain, Summarize, explain, summarize
 from jaxcnn.cli_train import Train, train
 from jaxcnn.cli_verify import Verify, verify
 from jaxcnn.version import __version__
-
-
-@dataclasses.dataclass(frozen=True)
-class Summarize:
-    """Show the layers of a network: shapes, parameters, operations, memory, and what each backward pass computes."""
-
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")]
-    """A network of jaxcnn.models: source, lenet5, ..."""
-    input: Annotated[str, tyro.conf.arg(metavar="HxWxC", help_behavior_hint="")]
-    """The size of one image: 32x32x3."""
-    batch_size: int = 1
-    """Images."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case Bench() as command:
                 return bench(command)
             case Summarize() as command:
-                return _summarize(command)
+                return summarize(command)
+            case Explain() as command:
+                return explain(command)
+            case Predict() as command:
+                return predict(command)
+            case Export() as command:
+                return export(command)
     except SystemExit as end:  # --help, and what _parse refuses
         return int(end.code or 0)
     except BrokenPipeError:  # the reader has seen enough
@@ -64,14 +60,27 @@ def _complain(message: str) -> int:
     return 2
 
 
-def _parse(arguments: Sequence[str]) -> Train | Verify | Bench | Summarize:
+COMMANDS = {
+    "train": Train,
+    "predict": Predict,
+    "export": Export,
+    "verify": Verify,
+    "explain": Explain,
+    "summary": Summarize,
+    "bench": Bench,
+}
+
+
+def _parse(arguments: Sequence[str]) -> Any:
     """Raises SystemExit, with one line on standard error for what is wrong."""
-    commands = (
-        Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)]
-        | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
-        | Annotated[Bench, tyro.conf.subcommand("bench", prefix_name=False)]
-        | Annotated[Summarize, tyro.conf.subcommand("summary", prefix_name=False)]
-    )
+    commands = Union[  # noqa: UP007 - made of a table
+        tuple(Annotated[made, tyro.conf.subcommand(name, prefix_name=False)] for name, made in COMMANDS.items())
+    ]
+    first = arguments[0] if arguments else ""
+    if first not in COMMANDS and re.match(r"\w", first):
+        meant = difflib.get_close_matches(first, COMMANDS, 1)
+        hint = f"did you mean {meant[0]}? " if meant else ""
+        raise ValueError(f"got the command {first}; {hint}the commands are {', '.join(COMMANDS)}")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -81,6 +90,7 @@ def _parse(arguments: Sequence[str]) -> Train | Verify | Bench | Summarize:
                 description="Convolutional networks with the backward pass written by hand.",
                 args=list(arguments),
                 config=(tyro.conf.FlagCreatePairsOff,),
+                compact_help=True,
             )
     except SystemExit as end:
         if end.code:
@@ -113,27 +123,3 @@ def _of_a_number(said: str) -> str:
     required = "whole numbers" if "[INT" in why else "a whole number" if "INT" in why or "int()" in why else "a number"
     got = values.replace("', '", " ")
     return f"{option}: got {got}, required {required}"
-
-
-def _summarize(arguments: Summarize) -> int:
-    import difflib
-    import inspect
-
-    from jaxcnn import models, summary
-
-    name, functions = arguments.model, inspect.getmembers(models, inspect.isfunction)
-    names = [n for n, f in functions if f.__module__ == models.__name__ and not n.startswith("_")]
-    if name not in names:
-        meant = difflib.get_close_matches(name, names, 1, 0.5)
-        hint = f"did you mean {meant[0]}? " if meant else ""
-        raise ValueError(f"summary: got the model {name}; {hint}the models are {', '.join(names)}")
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", arguments.input):
-        raise ValueError(f"--input: got {arguments.input!r}, required the size of one image as 32x32x3")
-    if arguments.batch_size < 1:
-        raise ValueError(f"--batch-size: got {arguments.batch_size}, required at least 1")
-    shape = tuple(map(int, arguments.input.split("x")))
-    try:
-        print(summary(getattr(models, name)(), shape, arguments.batch_size))
-    except (TypeError, ValueError) as error:  # what a layer says of a shape that it does not take
-        raise ValueError(f"--input {arguments.input}: not for {name}: {error}") from error
-    return 0

@@ -21,7 +21,10 @@ _FILE = tyro.conf.arg(metavar="FILE", help_behavior_hint="")
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """Time training steps of jaxcnn, plain jax, Flax NNX, Equinox and PyTorch on this machine's CPU, side by side."""
+    """Time training steps of jaxcnn, plain jax, Flax NNX, Equinox and PyTorch on this machine's CPU, side by side.
+
+    jaxcnn bench --networks two_conv --batches 32
+    """
 
     networks: tuple[Literal["two_conv", "source", "resnet20"], ...] = ("two_conv", "source", "resnet20")
     """Of jaxcnn.models: two_conv at 28×28×1 and 32×32×3, source at 8×8×1, resnet20 at 32×32×3."""

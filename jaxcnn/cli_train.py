@@ -18,6 +18,7 @@ import tyro
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from jaxcnn.training.board import Board
     from jaxcnn.training.loop import Run
 
 _WHOLE = tyro.conf.arg(metavar="INT", help_behavior_hint="")
@@ -27,7 +28,12 @@ _FOLDER = tyro.conf.arg(metavar="DIR", help_behavior_hint="")
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Train a network, every gradient by hand."""
+    """Train a network, every gradient by hand.
+
+    jaxcnn train --out runs/first
+    jaxcnn train --data fashion-mnist --model two_conv --epochs 3
+    jaxcnn train --resume runs/first
+    """
 
     data: Annotated[str, tyro.conf.arg(metavar="digits|fashion-mnist|PATH")] = "digits"
     """scikit-learn's digits; Fashion-MNIST; a folder of idx files (MNIST's format, gzipped or not); a folder of
@@ -92,6 +98,8 @@ class Train:
     """Steps of the whole run to leave out if their loss or gradient is NaN or infinite; one more ends the run."""
     out: Annotated[Path | None, _FOLDER] = None
     """The run folder, new or empty (runs/DATA-MODEL-seedN-TIME)."""
+    tensorboard: bool = False
+    """Write the curves for TensorBoard too, to tensorboard/ in the run folder (needs the extra "tensorboard")."""
     resume: Annotated[Path | None, _FOLDER] = None
     """An earlier run folder, to go on with; its configuration holds, but for --skip-nonfinite."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="")] = None
@@ -118,6 +126,7 @@ def _train(arguments: Train, named: set[str], name: str) -> int:
     """name: what errors begin with."""
     from rich.console import Console
 
+    from jaxcnn.training.board import Board
     from jaxcnn.training.config import CHANGEABLE, Config
     from jaxcnn.training.data import NAMES
     from jaxcnn.training.devices import available_cores, keep_compiled_programs, use_cpu_cores
@@ -154,6 +163,7 @@ def _train(arguments: Train, named: set[str], name: str) -> int:
         config = dataclasses.replace(kept, **changed)
     else:
         folder.require_new()
+    board = Board(folder.path, config.all_seeds) if arguments.tensorboard else None
     if not several():
         cores = arguments.cores
         if cores is None:  # a default must do on any machine
@@ -170,7 +180,7 @@ def _train(arguments: Train, named: set[str], name: str) -> int:
     with _Signals() as signals:
         try:
             with folder:
-                last = _show(run, folder, resume, signals, console)
+                last = _show(run, folder, resume, signals, console, board if is_first() else None)
         except Interrupted as stopped:
             console.print(f"Interrupted at {stopped}; go on with: jaxcnn train --resume {folder.path}")
             return 128 + signals.agreed
@@ -221,7 +231,9 @@ def _refuse_changes(named: set[str], given: dict[str, Any], kept: Any) -> None:
             )
 
 
-def _show(run: Run, folder: Any, resume: bool, signals: _Signals, console: Console) -> dict[str, Any]:
+def _show(
+    run: Run, folder: Any, resume: bool, signals: _Signals, console: Console, board: Board | None
+) -> dict[str, Any]:
     """Trains and shows it; returns the last line of metrics."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -243,9 +255,12 @@ def _show(run: Run, folder: Any, resume: bool, signals: _Signals, console: Conso
     ]
     last: dict[str, Any] = {}
     every = max(1, (config.epochs or 1) // 10)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    shown = board or contextlib.nullcontext()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar, shown:
         task = bar.add_task("training", total=run.steps, loss=float("nan"), rate=0.0, visible=False)
         for event in loop.train(run, folder, resume=resume, stop=signals.stop):
+            if board is not None:
+                board.show(event)
             match event:
                 case loop.GradientCheck(differences):
                     console.print(_gradient_table(differences))

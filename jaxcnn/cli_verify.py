@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Verify:
-    """Verify hand-written backward passes: those of the library, or one of your own."""
+    """Verify hand-written backward passes: those of the library, or one of your own.
+
+    jaxcnn verify path/to/module.py:my_rule --shapes 2x8x8x3 4x3x3x3 4
+    """
 
     target: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[FILE.py:NAME]")] = None
     """A jaxcnn.Rule or Layer of your own; all of the library's when not given."""

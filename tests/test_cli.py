@@ -230,8 +230,8 @@ def test_a_run_that_diverges(tmp_path):
 # Bad input: one line, status 2, and nothing is left behind.
 
 BAD_ARGUMENTS = {
-    "no command": ("", "Expected one of {train, verify, bench, summary}; see jaxcnn --help"),
-    "no such command": ("trian", "Unrecognized options: trian; see jaxcnn --help"),
+    "no command": ("", "Expected one of {train, predict, export, verify, explain, summary, bench}; see jaxcnn --help"),
+    "no such command": ("trian", "got the command trian; did you mean train? the commands are train, predict, "),
     "unknown option": ("train --epoch 2", "Unrecognized options: --epoch, 2; did you mean --epochs? see jaxcnn --help"),
     "bad choice": ("train --model vgg16", "invalid choice 'vgg16' for argument '--model'. Expected one of ('source', "),
     "bad number": ("train --epochs ten", "--epochs: got ten, required a whole number; see jaxcnn --help"),
@@ -274,7 +274,7 @@ BAD_ARGUMENTS = {
     ),
     "out is in use": ("train --out used", "used: holds files already; give a new folder, or --resume it"),
     "out is a file": ("train --out file", "file is no folder that can be written to; give another"),
-    "nothing to resume": ("train --resume nowhere", "nowhere: no run there: config.json: No such file or directory"),
+    "nothing to resume": ("train --resume nowhere", "nowhere: not there: config.json: No such file or directory"),
     "summary of nothing": ("summary --input 8x8x1", "Missing from jaxcnn summary: MODEL"),
     "summary of no size": ("summary source", "Missing from jaxcnn summary: --input HxWxC"),
     "summary of a model's misspelling": (
@@ -322,7 +322,7 @@ BAD_ARGUMENTS = {
         "bench --figure bench.txt",
         "--figure: got bench.txt, required a name that ends in .pdf, .png or .svg",
     ),
-    "resume what is no run": ("train --resume used", "used: no run there: config.json: No such file or directory"),
+    "resume what is no run": ("train --resume used", "used: not there: config.json: No such file or directory"),
 }
 
 
@@ -492,3 +492,22 @@ def test_only_the_command_line_prints():
     }
     alone = "processes.py"  # a process that has lost the others ends at once, with a line
     assert printing == {"__main__.py", alone, *(path.name for path in (ROOT / "jaxcnn").glob("cli*.py"))}
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_fits_on_a_screen_and_has_an_example(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert cli.main([command, "--help"]) == 0
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) <= 50
+    assert f"\njaxcnn {command} " in short
+    assert cli.main([command, "--help-verbose"]) == 0
+    assert len(capsys.readouterr().out.split()) > len(short.split())
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_shell_completion(shell, capsys):
+    assert cli.main(["--tyro-print-completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in (*cli.COMMANDS, "--learning-rate", "mobilenet_v2"):
+        assert word in script

@@ -8,7 +8,7 @@ import inspect
 import math
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -85,36 +85,53 @@ def summary(layer: Layer, input_shape: Sequence[int], batch: int = 1) -> Summary
     >>> table.rows[2].derivation
     'y = x where x > 0, so g = dy/dx = 1 there; y = 0 elsewhere, so g = 0.'
     """
-    require_layers("summary", [layer])
-    shape = sizes("summary", input_shape)
-    x = jax.ShapeDtypeStruct((positive("summary", "batch", batch), *shape), jnp.result_type(float))
-    found = []
-
-    def run(x):
-        key = jax.random.key(0)
-        params, state, _ = layer.init(key, shape)
-        calls: list[_Call] = []
-        _watched(layer, calls, []).forward(params, state, x, train=True, key=key)
-        found.append(_summary(calls))
-
-    jax.eval_shape(run, x)
-    return found[0]
+    return followed("summary", layer, input_shape, batch, _summary)
 
 
 @dataclasses.dataclass
-class _Call:
+class Call:
     """A layer's forward pass, while all of them are traced together: one array is one object, whoever holds it."""
 
     path: tuple[str, ...]
     layer: Layer
     params: Any
+    input: Any
     operations: int
-    inner: list[_Call] = dataclasses.field(default_factory=list)
+    inner: list[Call] = dataclasses.field(default_factory=list)
     output: Any = None
     residuals: Any = None
 
+    @property
+    def backward(self) -> Callable[..., Any]:
+        """The function that was written: the rule's where it has one."""
+        return self.layer.backward if self.layer.rule is None else self.layer.rule.backward
 
-def _watched(layer: Layer, calls: list[_Call], around: list[_Call]) -> Layer:
+
+T = TypeVar("T")
+
+
+def followed(what: str, layer: Layer, input_shape: Sequence[int], batch: int, then: Callable[[list[Call]], T]) -> T:
+    """What `then` makes of the calls of all layers in one forward pass of training, the network's own first.
+
+    Nothing is computed: shapes alone are followed. what: who asks, for errors.
+    """
+    require_layers(what, [layer])
+    shape = sizes(what, input_shape)
+    x = jax.ShapeDtypeStruct((positive(what, "batch", batch), *shape), jnp.result_type(float))
+    found = []
+
+    def run(x):
+        key = jax.random.key(0)
+        params, state, _ = layer.init(key, shape)
+        calls: list[Call] = []
+        _watched(layer, calls, []).forward(params, state, x, train=True, key=key)
+        found.append(then(calls))
+
+    jax.eval_shape(run, x)
+    return found[0]
+
+
+def _watched(layer: Layer, calls: list[Call], around: list[Call]) -> Layer:
     """The layer, which notes each call of it and of the layers that it is made of. `around`: the calls under way."""
     made = layer
     if layer.rebuild is not None:
@@ -123,7 +140,7 @@ def _watched(layer: Layer, calls: list[_Call], around: list[_Call]) -> Layer:
     def forward(params, state, x, *, train=False, key=None):
         passes = functools.partial(layer.forward, train=train)
         count = operations(jax.make_jaxpr(lambda *given: passes(*given[:3], key=given[3]))(params, state, x, key))
-        call = _Call(_path(layer, params, around), layer, params, count)
+        call = Call(_path(layer, params, around), layer, params, x, count)
         calls.append(call)
         if around:
             around[-1].inner.append(call)
@@ -135,7 +152,7 @@ def _watched(layer: Layer, calls: list[_Call], around: list[_Call]) -> Layer:
     return dataclasses.replace(made, forward=forward)
 
 
-def _path(layer: Layer, params: Any, around: list[_Call]) -> tuple[str, ...]:
+def _path(layer: Layer, params: Any, around: list[Call]) -> tuple[str, ...]:
     """By the name that its parameters have among those of the layer around it; by its own where it has none."""
     if not around:
         return (layer.name,)
@@ -144,25 +161,24 @@ def _path(layer: Layer, params: Any, around: list[_Call]) -> tuple[str, ...]:
     return *outer.path, *(names or [layer.name])[:1]
 
 
-def _summary(calls: list[_Call]) -> Summary:
+def _summary(calls: list[Call]) -> Summary:
     parameters = {id(p) for p in jax.tree.leaves(calls[0].params)}
 
-    def kept(call: _Call) -> dict[int, int]:
+    def kept(call: Call) -> dict[int, int]:
         """The bytes of each array among the residuals."""
         leaves = {id(r): r for r in jax.tree.leaves(call.residuals) if id(r) not in parameters}
         return {i: math.prod(r.shape) * r.dtype.itemsize for i, r in leaves.items()}
 
-    def row(call: _Call) -> Row:
+    def row(call: Call) -> Row:
         theirs = set().union(*map(kept, call.inner))
-        backward = call.layer.backward if call.layer.rule is None else call.layer.rule.backward
-        derivation = _derivation(backward)
+        derivation = derivation_of(call.backward)
         return Row(
             call.path,
             call.output.shape,
             _size(call.params) - sum(_size(c.params) for c in call.inner),
             call.operations - sum(c.operations for c in call.inner),
             sum(size for i, size in kept(call).items() if i not in theirs),
-            _title(call.layer) if derivation else "",
+            title_of(call.layer) if derivation else "",
             derivation,
         )
 
@@ -175,12 +191,12 @@ def _size(params: Any) -> int:
     return sum(p.size for p in jax.tree.leaves(params))
 
 
-def _title(layer: Layer) -> str:
+def title_of(layer: Layer) -> str:
     """Of the rule, or of the function that makes the layer, whose backward pass is written inside of it."""
     return layer.rule.name if layer.rule is not None else layer.backward.__qualname__.split(".")[0]
 
 
-def _derivation(backward: Callable[..., Any]) -> str:
+def derivation_of(backward: Callable[..., Any]) -> str:
     """The comment directly above a function, "" where there is none or no source is at hand."""
     lines = (inspect.getcomments(inspect.unwrap(backward)) or "").splitlines()
     return "\n".join(line.removeprefix("#").removeprefix(" ").rstrip() for line in lines)

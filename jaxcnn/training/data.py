@@ -32,18 +32,22 @@ class DataSet(NamedTuple):
     deviation: tuple[float, ...]
     augment: str  # what is usual for such images, as `jaxcnn.augment.from_text` takes it
     sha256: str  # of all images and labels as they are shared out, before they were standardised
+    names: tuple[str, ...]  # of the classes; their numbers where the data has no names
+    enlarged: int = 1  # how often the images were scaled up
 
 
 class Form(NamedTuple):
     read: Callable[[Path], Stored]
     augment: str = "none"
-    classes: int | None = None  # the caller says where None
+    names: tuple[str, ...] | None = None  # of the classes; where None the caller says how many they are
 
 
 IDX = Form(idx_folder)
 NPZ = Form(npz_file)
-FASHION = Form(idx_folder, "crop=2,flip", 10)
-CIFAR = Form(cifar_folder, "crop=4,flip", 10)
+CLOTHES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+FASHION = Form(idx_folder, "crop=2,flip", CLOTHES)
+OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR = Form(cifar_folder, "crop=4,flip", OBJECTS)
 
 
 def load_data(
@@ -69,7 +73,7 @@ def load_data(
         raise DataError(f"--validation: got {validation}, required a fraction from 0 to less than 1")
     if folder is not None and name != FASHION_MNIST:
         raise DataError(f"--data-dir: got {folder}, but it is for {FASHION_MNIST}; give other data by --data")
-    splits, augment = _digits(seed, classes) if name == DIGITS else _stored(name, folder, classes)
+    splits, form = _digits(seed, classes) if name == DIGITS else _stored(name, folder, classes)
     parts = {"train": splits["train"], "test": splits["test"]}
     if validation and "validation" in splits:
         parts["validation"] = splits["validation"]
@@ -81,7 +85,8 @@ def load_data(
     for part in parts.values():
         _standardise(part, mean, deviation)
     train, held_out, test = parts["train"], parts.get("validation"), parts["test"]
-    return DataSet(train, held_out, test, classes, mean, deviation, augment, digest)
+    names = form.names or tuple(map(str, range(classes)))
+    return DataSet(train, held_out, test, classes, mean, deviation, form.augment, digest, names)
 
 
 def require_same_data(name: str, sha256: str, data: DataSet) -> None:
@@ -107,11 +112,12 @@ def enlarged(data: DataSet, size: int) -> DataSet:
             return None
         return samples._replace(images=np.asarray(upsample_bilinear(samples.images, factor=factor)))
 
-    return data._replace(**{name: scaled(getattr(data, name)) for name in ("train", "validation", "test")})
+    parts = {name: scaled(getattr(data, name)) for name in ("train", "validation", "test")}
+    return data._replace(**parts, enlarged=factor)
 
 
-def _stored(name: str, folder: str | Path | None, classes: int) -> tuple[dict[str, Samples], str]:
-    """The splits that the files of a name or a path hold, and the augmentation that is usual for them."""
+def _stored(name: str, folder: str | Path | None, classes: int) -> tuple[dict[str, Samples], Form]:
+    """The splits that the files of a name or a path hold, and what is known of such data."""
     if name == FASHION_MNIST:
         path, form = Path(folder or PACKAGED), FASHION
         if not path.is_dir():
@@ -121,10 +127,10 @@ def _stored(name: str, folder: str | Path | None, classes: int) -> tuple[dict[st
             )
     else:
         path, form = Path(name), _form_of(Path(name))
-    if form.classes is None:
-        return read_samples(form.read(path), classes, "give --classes"), form.augment
-    _require_classes(name, classes, form.classes)
-    return read_samples(form.read(path), classes, "fetch the files again"), form.augment
+    if form.names is None:
+        return read_samples(form.read(path), classes, "give --classes"), form
+    _require_classes(name, classes, len(form.names))
+    return read_samples(form.read(path), classes, "fetch the files again"), form
 
 
 def _form_of(path: Path) -> Form:
@@ -143,14 +149,14 @@ def _require_classes(name: str, got: int, classes: int) -> None:
         raise DataError(f"--classes: got {got}, {name} has {classes}; it is for folders of idx files and .npz files")
 
 
-def _digits(seed: int, classes: int) -> tuple[dict[str, Samples], str]:
+def _digits(seed: int, classes: int) -> tuple[dict[str, Samples], Form]:
     from sklearn.datasets import load_digits
 
     _require_classes(DIGITS, classes, 10)
     digits: Any = load_digits()
     images = digits.images[..., None].astype(np.float32) / 16
     train, test = _split(Samples(images, digits.target.astype(np.int32)), 0.2, seed)
-    return {"train": train, "test": test}, "none"
+    return {"train": train, "test": test}, NPZ
 
 
 def _split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:

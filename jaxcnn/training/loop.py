@@ -246,6 +246,8 @@ def describe(run: Run) -> dict[str, Any]:
         "pixel_mean": run.each([list(data.mean) for data in run.data]),
         "pixel_deviation": run.each([list(data.deviation) for data in run.data]),
         "data_sha256": run.each([data.sha256 for data in run.data]),
+        "enlarged": run.data[0].enlarged,
+        "class_names": list(run.data[0].names),
         "devices": [str(d) for d in jax.devices()],
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in ("jaxcnn", "jax", "jaxlib", "optax")},
@@ -274,7 +276,7 @@ def from_folder(folder: RunFolder) -> Config:
     try:
         return Config(**{field.name: kept[field.name] for field in dataclasses.fields(Config)}).complete()
     except (KeyError, TypeError) as error:
-        raise DataError(f"--resume {folder.path}: config.json is not as jaxcnn wrote it: {error!r}") from None
+        raise DataError(f"run {folder.path}: config.json is not as jaxcnn wrote it: {error!r}") from None
 
 
 def new_folder(config: Config) -> Path:

@@ -153,7 +153,7 @@ class RunFolder:
             except Damaged as error:
                 damaged.append(f"{folder}: {error}")
         found = f"no checkpoint is whole: {'; '.join(damaged)}" if damaged else "no checkpoint in checkpoints/"
-        raise DataError(f"--resume {self.path}: {found}; start the run anew")
+        raise DataError(f"run {self.path}: {found}; start the run anew")
 
     def keep(self, state: TrainState, sums: dict[str, Any], chosen: Chosen | None = None) -> None:
         """Writes a checkpoint beside the training, unless that step has one; `sums` are the current epoch's so far.
@@ -195,12 +195,12 @@ class RunFolder:
         try:
             config = json.loads((self.path / "config.json").read_text())
         except OSError as error:
-            raise DataError(f"--resume {self.path}: no run there: config.json: {error.strerror}") from None
+            raise DataError(f"run {self.path}: not there: config.json: {error.strerror}") from None
         except ValueError as error:
-            raise DataError(f"--resume {self.path}: config.json is damaged: {error}") from None
+            raise DataError(f"run {self.path}: config.json is damaged: {error}") from None
         if not isinstance(config, dict) or config.get("sha256") != _of_config(config):
             raise DataError(
-                f"--resume {self.path}: config.json is not as it was written, its digest is another; undo the change, "
+                f"run {self.path}: config.json is not as it was written, its digest is another; undo the change, "
                 "or start a run of the changed configuration"
             )
         return config
