@@ -64,7 +64,8 @@ def watch_of(network: jaxcnn.Layer, images: np.ndarray, labels: np.ndarray):
         both = jax.lax.map(gradient_by, jnp.stack([own, jnp.int32(METHODS.index("BP"))]))
         return jaxcnn.alignment(*(jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1)))
 
-    return jax.jit(lambda states: jax.lax.map(of_one, states))
+    of_all = jax.jit(lambda states: jax.lax.map(of_one, states))
+    return lambda states: of_all(jax.device_get(states))  # compiled once, wherever the states lie
 
 
 def trained_by(
