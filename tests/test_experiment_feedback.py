@@ -164,15 +164,18 @@ def linear(methods):
 def test_direct_feedback_by_the_true_chain_is_backpropagation_in_a_linear_network(methods, common):
     network, params, state = linear(methods)
     x, dy = (jax.random.normal(jax.random.key(i), (4, size)) for i, size in ((1, 5), (2, 3)))
+    direct = common.with_leaves(state, "variant", methods.METHODS.index("DFA"))
+    random = network.backward(network.forward(params, direct, x, train=True, key=KEY)[2], dy)
     chain = jnp.eye(3)
     for name in ("dense_3", "dense_6", "dense_8"):
         chain = chain @ params[name]["weights"].T
-        state[name] = state[name] | {"direct": chain}
+        direct[name] = direct[name] | {"direct": chain}
     right = network.backward(network.forward(params, state, x, train=True, key=KEY)[2], dy)
-    direct = common.with_leaves(state, "variant", methods.METHODS.index("DFA"))
     assert_close(network.backward(network.forward(params, direct, x, train=True, key=KEY)[2], dy), right)
     plain = sequential(*(Dense(size, name=f"dense_{size}") for size in (8, 6, 3)))
     assert_close(right, by_autodiff(plain, params, x, dy))
+    below = (both[0]["dense_8"]["weights"] for both in (random, right))
+    assert abs(_cosine(*below)) < 0.9
 
 
 def test_direct_feedback_is_the_error_times_a_matrix(methods, common):

@@ -45,8 +45,7 @@ def feedback_weights(variant: Any, weights: Any, fixed: Any, drawn: Callable[[],
 
 
 class FeedbackResiduals(NamedTuple):
-    own: Any  # the layer's own, with W: for the gradients of the parameters
-    other: Any  # those that it would have had with B: for dx
+    saved: Any  # the layer's own, had B been its weights
     direct: jax.Array  # outputs × in
     variant: jax.Array
     error: Any = None  # the cotangent of the network's output, where `telling_the_error` has put it
@@ -76,26 +75,25 @@ def with_feedback(layer: Layer, outputs: int) -> Layer:
         def drawn():
             return layer.init(key, x.shape[1:])[0] if train else state["fixed"]
 
-        y, _, own = layer.forward(params, {}, x)
         instead = feedback_weights(state["variant"], params, state["fixed"], drawn)
-        other = layer.forward(instead, {}, x)[2]  # its output is not used, and not computed under jit
-        return y, state, FeedbackResiduals(own, other, state["direct"], state["variant"])
+        saved = layer.forward(instead, {}, x)[2]  # this output is not used, and not computed under jit
+        y = layer.forward(params, {}, x)[0]
+        return y, state, FeedbackResiduals(saved, state["direct"], state["variant"])
 
     # y = x W + b:   dL/dx = dL/dy Wᵀ, with B for W here.   dL/dW = xᵀ dL/dy and dL/db know nothing of W.
     # Direct: dL/dx = e D, with e the cotangent of the network's output.
     def backward(residuals, dy):
-        gradients, _ = layer.backward(residuals.own, dy)
-
         def chained():
-            return layer.backward(residuals.other, dy)[1]
+            return layer.backward(residuals.saved, dy)
 
         def direct():
-            like = jax.eval_shape(chained)
+            like = jax.eval_shape(chained)[1]
             return (residuals.error @ residuals.direct).reshape(like.shape).astype(like.dtype)
 
         if residuals.error is None:
-            return gradients, chained()
-        return gradients, jax.lax.cond(residuals.variant == METHODS.index("DFA"), direct, chained)
+            return chained()
+        is_direct = residuals.variant == METHODS.index("DFA")
+        return chained()[0], jax.lax.cond(is_direct, direct, lambda: chained()[1])
 
     def reference(params, state, x, *, train=False, key=None):
         return layer.plain(params, {}, x)[0], state
