@@ -190,7 +190,7 @@ def draw(results: Sequence[dict], path: Path) -> None:
             mean, deviation = (np.array([np.nan if v is None else v for v in cosine[k]]) for k in ("mean", "deviation"))
             axis.plot(mean, color=color, label=result["method"])
             axis.fill_between(range(len(mean)), mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0)
-            axis.set(title=layer, xlabel="epoch", ylabel="cosine to the true gradient", ylim=(-0.3, 1.05))
+            axis.set(title=layer, xlabel="epoch", ylabel="cosine to the true gradient", ylim=(-0.6, 1.05))
         losses.plot(
             range(1, 1 + len(result["loss_by_epoch"])), result["loss_by_epoch"], color=color, label=result["method"]
         )
@@ -199,8 +199,8 @@ def draw(results: Sequence[dict], path: Path) -> None:
         errors.plot(np.arange(len(results)) - 0.15, values, marker, color="tab:orange", label=f"BioTorch, {name}")
     errors.set_xticks(range(len(results)), [result["method"] for result in results])
     errors.set(ylabel="test error, %", title="LeNet, Fashion-MNIST")
-    losses.set(title="training loss", xlabel="epoch", yscale="log")
-    for axis in (errors, angles[0], losses):
+    losses.set(title="training loss (the colors of all)", xlabel="epoch", yscale="log")
+    for axis in (errors, losses):
         axis.legend(fontsize="x-small")
     made.savefig(path, dpi=100)
 
