@@ -114,15 +114,19 @@ def negated(samples: Samples) -> Samples:
 
 def outputs_of(network: jaxcnn.Layer, states: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(features, whether the domain's head calls it inverted) of each state and its own images."""
+    features, inverted = _outputs(network, states.params, states.state, images)
+    return np.nan_to_num(features, posinf=0, neginf=0), np.asarray(inverted)  # a run that diverged knows nothing
 
+
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs(network, params, state, images):
     def of_one(given):
-        state, images = given
-        found = network.layers[0].forward(state.params["features"], {}, images)[0]
-        logits = network.forward(state.params, state.state, images, train=True)[0]
+        params, state, images = given
+        found = network.layers[0].forward(params["features"], {}, images)[0]
+        logits = network.forward(params, state, images, train=True)[0]
         return found, logits[:, CLASSES:].argmax(-1)
 
-    features, inverted = jax.jit(lambda *given: jax.lax.map(of_one, given))(states, images)
-    return np.nan_to_num(features, posinf=0, neginf=0), np.asarray(inverted)  # a run that diverged knows nothing
+    return jax.lax.map(of_one, (params, state, images))
 
 
 def domain_accuracies(network: jaxcnn.Layer, states: Any, train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
@@ -144,45 +148,48 @@ def domain_accuracies(network: jaxcnn.Layer, states: Any, train: np.ndarray, tes
     return {"head": ((calls[0] == 0).mean(-1) + (calls[1] == 1).mean(-1)) / 2, "probe": np.array(probes)}
 
 
-def experiment(split: common.Split, seeds: Sequence[int], strengths: Sequence[float], rates, epochs: int) -> dict:
-    """Of each λ; and, the upper limit, of λ = 0 with the classes of the inverted digits.
+def trained_with(split: common.Split, seeds, strengths: Sequence[float], rates, epochs: int, labelled: bool):
+    """(what was found of each λ: an array (strengths, seeds) of each measure; the rates chosen; accuracies by rate).
 
-    Rate and epoch are chosen on digits alone: the classes of inverted digits are used in the test only.
+    Rate and epoch are chosen on digits alone: if not `labelled`, the classes of inverted digits are used in the test
+    only.
     """
     made, variants = network(), [{"strength": s} for s in strengths]
     momentum = functools.partial(optax.sgd, momentum=0.9)
-    how = {"rates": rates, "epochs": epochs, "loss": both, "optimizer": momentum}
-    trained = common.train(made, two_domains(split, False), seeds, variants=variants, **how)
-    limit = common.train(made, two_domains(split, True), seeds, variants=[{"strength": 0.0}], **how)
-    inverted = split._replace(test=negated(split.test))
+    how = {"rates": rates, "epochs": epochs, "variants": variants, "loss": both, "optimizer": momentum}
+    trained = common.train(made, two_domains(split, labelled), seeds, **how)
+    states = jax.tree.map(lambda leaf: leaf[trained.at_chosen], trained.best)
+    train, test = (split.of(part, np.tile(np.arange(len(seeds)), len(strengths))).images for part in ("train", "test"))
+    domains = domain_accuracies(made, states, train, test)
+    found = {
+        "digits": common.tested(made, trained, split),
+        "inverted": common.tested(made, trained, split._replace(test=negated(split.test))),
+        **{name: values.reshape(len(strengths), -1) for name, values in domains.items()},
+    }
+    return found, [rates[i] for i in trained.chosen], trained.validation.max(-1).mean(-1)
 
-    def told(trained):
-        states = jax.tree.map(lambda leaf: leaf[trained.at_chosen], trained.best)
-        count = len(trained.loss)
-        rows = np.tile(np.arange(len(seeds)), count)
-        train, test = (split.of(part, rows).images for part in ("train", "test"))
-        found = {
-            "digits": common.tested(made, trained, split),
-            "inverted": common.tested(made, trained, inverted),
-            **{name: a.reshape(count, -1) for name, a in domain_accuracies(made, states, train, test).items()},
-        }
-        rate = [rates[i] for i in trained.chosen]
-        return found, rate, trained.validation.max(-1).mean(-1)
 
-    (found, rate, by_rate), (most, most_rate, _) = told(trained), told(limit)
+def experiment(split: common.Split, seeds: Sequence[int], strengths: Sequence[float], rates, epochs: int) -> dict:
+    """Of each λ, 0 among them."""
+    found, chosen, by_rate = trained_with(split, seeds, strengths, rates, epochs, labelled=False)
     zero = list(strengths).index(0.0)
     results = [
         {
             "strength": s,
-            "rate": rate[i],
+            "rate": chosen[i],
             "accuracy_by_rate": by_rate[i],
-            **{name: common.spread(a[i]) for name, a in found.items()},
-            "minus_0": {n: common.paired(a[i], a[zero]) for n, a in found.items()} if i != zero else None,
+            **{name: common.spread(values[i]) for name, values in found.items()},
+            "minus_0": {n: common.paired(v[i], v[zero]) for n, v in found.items()} if i != zero else None,
         }
         for i, s in enumerate(strengths)
     ]
-    labelled = {"rate": most_rate[0], **{name: common.spread(a[0]) for name, a in most.items()}}
-    return {"rates": rates, "epochs": epochs, "by_strength": results, "labelled": labelled}
+    return {"rates": rates, "epochs": epochs, "by_strength": results}
+
+
+def limit(split: common.Split, seeds: Sequence[int], rates, epochs: int) -> dict:
+    """The most that there is to be had: of λ = 0 with the classes of the inverted digits."""
+    found, (rate,), _ = trained_with(split, seeds, [0.0], rates, epochs, labelled=True)
+    return {"rate": rate, **{name: common.spread(values[0]) for name, values in found.items()}}
 
 
 # --- words and pictures ---------------------------------------------------------------------------------------------
@@ -199,7 +206,7 @@ def table(result: dict) -> str:
     """As in experiments/README.md."""
     heading = ["λ", *MEASURES.values(), "inverted − λ = 0", "probe − λ = 0"]
     lines = [heading, ["---"] * len(heading)]
-    for entry in (*result["by_strength"], result["labelled"]):
+    for entry in (*result["by_strength"], *([result["labelled"]] if "labelled" in result else [])):
         name = f"{entry['strength']:g}" if "strength" in entry else "0, with their classes"
         cells = [f"{name} ({entry['rate']:g})"]
         cells += [f"{100 * entry[m]['mean']:.1f} ± {100 * entry[m]['deviation']:.1f}" for m in MEASURES]

@@ -46,7 +46,9 @@ def wholly() -> dict:
     print(straight_through.table(result["straight_through"]), flush=True)
     result["gradient_noise"] = [gradient_noise.whole(name, split) for name in gradient_noise.VARIANTS]
     print(gradient_noise.table(result["gradient_noise"]), flush=True)
-    result["reversal"] = reversal.experiment(split, seeds, reversal.STRENGTHS, reversal.RATES, reversal.EPOCHS)
+    how = reversal.RATES, reversal.EPOCHS
+    result["reversal"] = reversal.experiment(split, seeds, reversal.STRENGTHS, *how)
+    result["reversal"]["labelled"] = reversal.limit(split, seeds, *how)
     print(reversal.table(result["reversal"]), flush=True)
     return result
 
