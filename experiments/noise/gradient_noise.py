@@ -86,7 +86,7 @@ def whole(name: str, split: common.Split) -> dict:
 def named(result: Mapping[str, Any]) -> str:
     """The noise in words."""
     if result["relative"]:
-        return f"{result['relative']:g} × the gradient's length"
+        return f"{result['relative']:g} × length"
     if not result["eta"]:
         return "none"
     return f"σ² = {result['eta']:g}" + (f" / (1 + t)^{result['gamma']:g}" if result["gamma"] else "")

@@ -22,7 +22,6 @@ import common
 
 RATES = (0.01, 0.03)  # sgd's with momentum 0.9
 SEEDS, EPOCHS, DRAWS, SAMPLES = range(10), 7, 64, 100
-LAYERS = ("conv2d_1", "conv2d_2", "dense")
 
 
 # --- rounding -------------------------------------------------------------------------------------------------------
@@ -93,9 +92,9 @@ def round_all(key: jax.Array, gradients: Any, settings) -> Any:
 # --- the experiment -------------------------------------------------------------------------------------------------
 
 
-def network() -> jaxcnn.Layer:
-    """Each layer with parameters rounds the dy that it is given and the gradients of its parameters; sums in between
-    are in float32. The other layers pass on or leave out what is rounded already.
+def network(stages: int = 2) -> jaxcnn.Layer:
+    """A dense layer behind so many convolutions. Each layer with parameters rounds the dy that it is given and the
+    gradients of its parameters; sums in between are in float32. The other layers pass on what is rounded already.
     """
 
     def rounding(layer):
@@ -104,7 +103,7 @@ def network() -> jaxcnn.Layer:
     def stage():
         return rounding(Conv2D(8, 3)), ReLU(), MaxPool(2)
 
-    return jaxcnn.sequential(*stage(), *stage(), Flatten(), rounding(Dense(10)))
+    return jaxcnn.sequential(*(layer for _ in range(stages) for layer in stage()), Flatten(), rounding(Dense(10)))
 
 
 def watch_of(network: jaxcnn.Layer, images: np.ndarray, labels: np.ndarray):
@@ -120,7 +119,7 @@ def watch_of(network: jaxcnn.Layer, images: np.ndarray, labels: np.ndarray):
         dy, lost = loss.backward(saved, jnp.ones_like(value), **loss.static())[0], {}
         names = [name for name, _ in common.inputs_of(network, state, images)]
         for name, layer, saved in reversed(list(zip(names, network.layers, residuals, strict=True))):
-            if name in LAYERS:
+            if name in state.state:  # the layers that round, and no others, have any
                 to_nearest = rounded(state.key, dy, state.state[name]["format"], jnp.array(0))
                 lost[name] = ((dy != 0) & (to_nearest == 0)).sum() / jnp.maximum((dy != 0).sum(), 1)
             _, dy = layer.backward(saved, dy)
@@ -130,11 +129,13 @@ def watch_of(network: jaxcnn.Layer, images: np.ndarray, labels: np.ndarray):
 
 
 def nearness(network: jaxcnn.Layer, states: Any, images, labels, variants, draws: int) -> dict[str, np.ndarray]:
-    """Of the gradient of conv2d_1's filters, behind all roundings, at these states and in each variant: cosine to the
-    gradient in float32, distance of one draw from it, and of the mean of all draws, both over its length.
+    """Of the gradient of the first filters or weights, behind all roundings, at these states and in each variant: its
+    cosine to that in float32, the distance of one draw from that, and of the mean of all draws, both over its length.
 
     Each (variants, states). With no bias the mean's distance is that of one over √draws.
     """
+
+    first = min(states.params)  # by its name, conv2d_1
 
     def of_one(given):
         state, form, stochastic = given
@@ -144,7 +145,7 @@ def nearness(network: jaxcnn.Layer, states: Any, images, labels, variants, draws
             leaves = common.with_leaves(common.with_leaves(state.state, "format", form), "stochastic", stochastic)
             own = state._replace(state=leaves, step=step)
             got = jaxcnn.gradients(network, jaxcnn.softmax_cross_entropy, own, images, labels)
-            return got["conv2d_1"]["filters"].ravel()
+            return next(got[first][name].ravel() for name in ("filters", "weights") if name in got[first])
 
         forms = jnp.full(1 + draws, form).at[0].set(NUMBERS["float32"])
         every = jax.lax.map(gradient, (jnp.arange(1 + draws), forms))
@@ -163,9 +164,10 @@ def nearness(network: jaxcnn.Layer, states: Any, images, labels, variants, draws
     return {name: np.asarray(values).reshape(len(variants), count) for name, values in every.items()}
 
 
-def experiment(split: common.Split, seeds: Sequence[int], names: Sequence[str], rates, epochs: int, draws: int) -> dict:
+def experiment(
+    made: jaxcnn.Layer, split: common.Split, seeds: Sequence[int], names: Sequence[str], rates, epochs: int, draws: int
+) -> dict:
     """Of float32, then of each other format to nearest and stochastically."""
-    made = network()
     ways = [("float32", 0), *((name, s) for name in names if name != "float32" for s in (0, 1))]
     variants = [{"format": NUMBERS[name], "stochastic": s} for name, s in ways]
     part = split.validation.images[0, :SAMPLES], split.validation.labels[0, :SAMPLES]
@@ -185,7 +187,9 @@ def experiment(split: common.Split, seeds: Sequence[int], names: Sequence[str], 
             "test_accuracy": common.spread(accuracy[i]),
             "minus_float32": common.paired(accuracy[i], accuracy[0]) if i else None,
             "gradient": {key: common.spread(values[i]) for key, values in near.items()},
-            "lost_by_epoch": {n: [w[n][i, chosen[i]].mean() for w in trained.watched] for n in LAYERS},
+            "lost_by_epoch": {
+                name: [w[name][i, chosen[i]].mean() for w in trained.watched] for name in trained.watched[0]
+            },
         }
         for i, (name, stochastic) in enumerate(ways)
     ]
@@ -198,7 +202,7 @@ def table(result: dict) -> str:
     lines = [heading, ["---"] * len(heading)]
     for way in result["ways"]:
         accuracy, minus, gradient = (way[key] for key in ("test_accuracy", "minus_float32", "gradient"))
-        lost = " / ".join(f"{100 * way['lost_by_epoch'][n][-1]:.0f}" for n in LAYERS)
+        lost = " / ".join(f"{100 * line[-1]:.0f}" for line in way["lost_by_epoch"].values())
         cells = [way["format"], way["rounding"] if minus else ""]
         cells += [f"{100 * accuracy['mean']:.2f} ± {100 * accuracy['deviation']:.2f} ({way['rate']:g})"]
         cells += [f"{100 * minus['low']:+.2f} … {100 * minus['high']:+.2f}" if minus else ""]
@@ -222,16 +226,20 @@ def draw(result: dict, accuracy: Any, bias: Any, lost: Any) -> None:
         for key, marker in (("one", "o"), ("mean", "x")):
             values = [way["gradient"][key]["mean"] for way in chosen]
             label = f"{rounding}, " + (f"mean of {result['draws']}" if key == "mean" else "one")
-            bias.plot(values, places, marker, color=color, label=label)
+            bias.plot(values, places, marker, color=color, markerfacecolor="none", label=label)
     for way in ways:
         if way["rounding"] == "to nearest":
             lost.plot(
-                [100 * share for share in way["lost_by_epoch"]["conv2d_1"]], "o-", markersize=3, label=way["format"]
+                [100 * share for share in next(iter(way["lost_by_epoch"].values()))],
+                "o-",
+                markersize=3,
+                label=way["format"],
             )
     lost.set(title="dy of the first layer made 0, to nearest", xlabel="epoch", ylabel="% of those that are not 0")
     lost.legend(fontsize="x-small")
     accuracy.axvline(0, color="black", linewidth=0.8)
     accuracy.set_xscale("symlog", linthresh=2)
+    accuracy.set_xlim(-100, 5)
     accuracy.set(title="rounded gradients", xlabel="test accuracy − float32's, points (95 % interval)")
     bias.set(title="the first filters' gradient", xlabel="distance from float32's / its length", xscale="log")
     for axes in (accuracy, bias):

@@ -37,11 +37,11 @@ def wholly() -> dict:
     split = common.digits(seeds)
     result = {"seeds": seeds, "batch": 32}
     result["rounding"] = rounding.experiment(
-        split, seeds, list(rounding.FORMATS), rounding.RATES, rounding.EPOCHS, rounding.DRAWS
+        rounding.network(), split, seeds, list(rounding.FORMATS), rounding.RATES, rounding.EPOCHS, rounding.DRAWS
     )
     print(rounding.table(result["rounding"]), flush=True)
     result["straight_through"] = straight_through.experiment(
-        split, seeds, straight_through.BITS, straight_through.RATES, straight_through.EPOCHS
+        straight_through.network(), split, seeds, straight_through.BITS, straight_through.RATES, straight_through.EPOCHS
     )
     print(straight_through.table(result["straight_through"]), flush=True)
     result["gradient_noise"] = [gradient_noise.whole(name, split) for name in gradient_noise.VARIANTS]
@@ -61,8 +61,12 @@ def quickly() -> dict:
     return {
         "seeds": seeds,
         "batch": 32,
-        "rounding": rounding.experiment(split, seeds, ["float8_e4m3fn"], rounding.RATES[1:2], 1, 4),
-        "straight_through": straight_through.experiment(split, seeds, (1,), straight_through.RATES[1:2], 1),
+        "rounding": rounding.experiment(
+            rounding.network(0), split, seeds, ["float8_e4m3fn"], rounding.RATES[1:2], 1, 4
+        ),
+        "straight_through": straight_through.experiment(
+            straight_through.network(0), split, seeds, (1,), straight_through.RATES[1:2], 1
+        ),
         "gradient_noise": [gradient_noise.experiment(gradient_noise.SHALLOW, split, seeds, noises, (0.1,), 1)],
         "reversal": reversal.experiment(split, seeds, (0.0, 1.0), reversal.RATES[1:2], 1),
     }

@@ -67,18 +67,21 @@ def quantised(layer: jaxcnn.Layer) -> jaxcnn.Layer:
     return jaxcnn.Layer(layer.name, init, forward, backward)
 
 
-def network() -> jaxcnn.Layer:
+def network(stages: int = 2) -> jaxcnn.Layer:
+    """A dense layer behind so many convolutions, all quantised."""
+
     def stage():
         return quantised(Conv2D(8, 3)), ReLU(), MaxPool(2)
 
-    return jaxcnn.sequential(*stage(), *stage(), Flatten(), quantised(Dense(10)))
+    return jaxcnn.sequential(*(layer for _ in range(stages) for layer in stage()), Flatten(), quantised(Dense(10)))
 
 
-def experiment(split: common.Split, seeds: Sequence[int], bits: Sequence[int], rates, epochs: int) -> dict:
+def experiment(
+    made: jaxcnn.Layer, split: common.Split, seeds: Sequence[int], bits: Sequence[int], rates, epochs: int
+) -> dict:
     """Of float32, of each number of bits straight through, and of float32's networks quantised after training; with the
     true gradient of the fewest bits alone.
     """
-    made = network()
     variants = [{"bits": b, "through": t} for b, t in ((0, 1), *((b, 1) for b in bits), (min(bits), 0))]
     trained = common.train(made, split, seeds, rates=rates, epochs=epochs, variants=variants)
     accuracy, chosen = common.tested(made, trained, split), trained.chosen
