@@ -95,8 +95,8 @@ def numbers_of_many_sizes(count: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("name", DTYPES)
 def test_to_nearest_is_the_cast_of_the_format(name):
     rounding, dtype = part("rounding"), DTYPES[name]
-    # Halfway between two as well: a quarter of the spacing of 3 bits, of normal and of subnormal numbers.
-    ties = np.outer(2.0 ** np.arange(-20, 5), 1 + np.arange(16) / 16).ravel().astype(np.float32)
+    # Halfway between two as well, of normal and of subnormal numbers.
+    ties = np.outer(2.0 ** np.arange(-20, 5), 1 + np.arange(512) / 512).ravel().astype(np.float32)
     x = np.concatenate([numbers_of_many_sizes(2000), ties, -ties, [0.0, -0.0]]).astype(np.float32)
     got = rounding.rounded(jax.random.key(0), x, rounding.NUMBERS[name], 0)
     np.testing.assert_array_equal(got, x.astype(dtype).astype(np.float32))
