@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from experiment_folder import FOLDER, README, experiment, imported
 
 import jaxcnn
 from jaxcnn import Conv2D, Dense, ReLU, sequential
 
-FOLDER = Path(__file__).parents[1] / "experiments"
-README = (FOLDER / "README.md").read_text(encoding="utf-8")
 LAYERS = {"conv2d": (Conv2D(4, 3), (6, 5, 3)), "dense": (Dense(4), (7,))}
 KEY = jax.random.key(5)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def folder():
-    """Imported as its own run imports it, with what it shares from the folder above."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        patch.syspath_prepend(FOLDER / "feedback")
+    with imported("feedback"):
         yield
-        for name in ("common", "methods"):
-            sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +32,7 @@ def methods():
 
 @pytest.fixture(scope="module")
 def run():
-    spec = importlib.util.spec_from_file_location("experiment_feedback", FOLDER / "feedback" / "run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return experiment("feedback")
 
 
 @pytest.fixture(params=LAYERS)

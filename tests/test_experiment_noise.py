@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +11,10 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
+from experiment_folder import FOLDER, README, imported, result_of
 
 import jaxcnn
 
-FOLDER = Path(__file__).parents[1] / "experiments"
-README = (FOLDER / "README.md").read_text(encoding="utf-8")
 MODULES = ("changed", "rounding", "straight_through", "gradient_noise", "reversal")
 DTYPES = {
     "bfloat16": ml_dtypes.bfloat16,
@@ -28,21 +25,12 @@ DTYPES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def folder():
-    """Imported as its own run imports it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        patch.syspath_prepend(FOLDER / "noise")
+    with imported("noise"):
         yield
-        for name in ("common", "run", *MODULES):
-            sys.modules.pop(name, None)
 
 
 def part(name: str):
     return importlib.import_module(name)
-
-
-def result() -> dict:
-    return json.loads((FOLDER / "noise" / "result.json").read_text(encoding="utf-8"))
 
 
 def test_quick_runs(tmp_path):
@@ -54,7 +42,7 @@ def test_quick_runs(tmp_path):
 
 
 def test_the_whole_run_is_committed_and_listed():
-    record = result()
+    record = result_of("noise")
     assert record["command"] == "python experiments/noise/run.py"
     row = next(line for line in README.splitlines() if line.startswith("| [noise]"))
     for name in (f"`{record['command']}`", "noise/result.json", "noise/noise.png"):
@@ -65,7 +53,7 @@ def test_the_whole_run_is_committed_and_listed():
 
 
 def test_the_whole_run_is_of_what_the_code_says():
-    record, modules = result(), {name: part(name) for name in MODULES}
+    record, modules = result_of("noise"), {name: part(name) for name in MODULES}
     rounding, straight, noise, reversal = (modules[name] for name in MODULES[1:])
     assert all(record["seeds"] == list(module.SEEDS) for module in (rounding, straight, reversal))
     for name, module in (("rounding", rounding), ("straight_through", straight), ("reversal", reversal)):
