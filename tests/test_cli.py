@@ -92,7 +92,10 @@ def test_train_writes_the_run_folder(whole):
     assert (config["data"], config["epochs"], config["validation"]) == ("digits", EPOCHS, 0.1)
     assert config["devices"] == ["cpu:0", "cpu:1"]
     lines = lines_of(folder)
-    every = ["step", "epoch", "train_loss", "images_per_second", "seconds", "validation_loss", "validation_accuracy"]
+    every = [
+        "step", "epoch", "train_loss", "train_accuracy", "images_per_second", "seconds",
+        "validation_loss", "validation_accuracy", "gradient_norms",
+    ]  # fmt: skip
     assert [list(line) for line in lines[:-1]] == [every] * (EPOCHS - 1)
     assert list(lines[-1]) == [*every, "chosen_epoch", "test_loss", "test_accuracy", "params_sha256"]
     assert [(line["step"], line["epoch"]) for line in lines] == [(40 * e, e) for e in range(1, EPOCHS + 1)]
@@ -230,7 +233,7 @@ def test_a_run_that_diverges(tmp_path):
 # Bad input: one line, status 2, and nothing is left behind.
 
 BAD_ARGUMENTS = {
-    "no command": ("", "Expected one of {train, verify, bench, summary}; see jaxcnn --help"),
+    "no command": ("", "Expected one of {train, verify, bench, summary, report}; see jaxcnn --help"),
     "no such command": ("trian", "Unrecognized options: trian; see jaxcnn --help"),
     "unknown option": ("train --epoch 2", "Unrecognized options: --epoch, 2; did you mean --epochs? see jaxcnn --help"),
     "bad choice": ("train --model vgg16", "invalid choice 'vgg16' for argument '--model'. Expected one of ('source', "),

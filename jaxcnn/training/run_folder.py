@@ -29,8 +29,10 @@ KEPT = 3  # checkpoints: where the newest is damaged there are two more; older o
 
 
 def no_sums(seeds: int) -> dict[str, Any]:
-    """Of an epoch that has not begun: for each seed its losses and how many steps were left out; the time of all."""
-    return {"loss": [0.0] * seeds, "seconds": 0.0, "skipped": [0] * seeds}
+    """Of an epoch that has not begun: for each seed its losses, its accuracies and how many steps were left out; the time
+    of all.
+    """
+    return {"loss": [0.0] * seeds, "accuracy": [0.0] * seeds, "seconds": 0.0, "skipped": [0] * seeds}
 
 
 class StorageError(Exception):
