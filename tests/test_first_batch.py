@@ -1,4 +1,4 @@
-"""What the run keeps of the first batch's gradient: autodiff's difference in config.json, its lengths epoch by epoch."""
+"""What a run keeps of the first batch's gradient: autodiff's difference in config.json, its length at each epoch."""
 
 from __future__ import annotations
 

@@ -280,11 +280,15 @@ def changed(run: Run, folder: RunFolder) -> list[str]:
 
 def from_folder(folder: RunFolder) -> Config:
     """The configuration of an earlier run."""
-    kept = folder.config()
     try:
-        return Config(**{field.name: kept[field.name] for field in dataclasses.fields(Config)}).complete()
+        return config_of(folder.config())
     except (KeyError, TypeError) as error:
         raise DataError(f"--resume {folder.path}: config.json is not as jaxcnn wrote it: {error!r}") from None
+
+
+def config_of(kept: dict[str, Any]) -> Config:
+    """That of a config.json. Raises KeyError or TypeError for one of another version, DataError for bad values."""
+    return Config(**{field.name: kept[field.name] for field in dataclasses.fields(Config)}).complete()
 
 
 def new_folder(config: Config) -> Path:
