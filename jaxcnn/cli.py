@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from jaxcnn.cli_bench import Bench, bench
+from jaxcnn.cli_report import Report, report
 from jaxcnn.cli_train import Train, train
 from jaxcnn.cli_verify import Verify, verify
 from jaxcnn.version import __version__
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return bench(command)
             case Summarize() as command:
                 return _summarize(command)
+            case Report() as command:
+                return report(command)
     except SystemExit as end:  # --help, and what _parse refuses
         return int(end.code or 0)
     except BrokenPipeError:  # the reader has seen enough
@@ -64,13 +67,14 @@ def _complain(message: str) -> int:
     return 2
 
 
-def _parse(arguments: Sequence[str]) -> Train | Verify | Bench | Summarize:
+def _parse(arguments: Sequence[str]) -> Train | Verify | Bench | Summarize | Report:
     """Raises SystemExit, with one line on standard error for what is wrong."""
     commands = (
         Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)]
         | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
         | Annotated[Bench, tyro.conf.subcommand("bench", prefix_name=False)]
         | Annotated[Summarize, tyro.conf.subcommand("summary", prefix_name=False)]
+        | Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)]
     )
     said = io.StringIO()
     try:
