@@ -42,7 +42,7 @@ def report(arguments: Report) -> int:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise ValueError(f"--out: {out} cannot be written: {error.strerror}") from None
-    print(f"{out}: {', '.join(f'{record.name}, {record.state}' for record in records)}")
+    print(f"{out}: {', '.join(f'{record.name} ({record.state})' for record in records)}")
     return 0
 
 

@@ -17,10 +17,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 SIZE = (4.6, 3.0)  # inches of 72 units: the width of a phone, where the text is to be read
 INK = "#010203"  # becomes the page's own colour of text, dark or light
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text as text
     "font.family": "DejaVu Sans",
-    "font.size": 10,
+    "font.size": 11,
     **{f"{name}.color": INK for name in ("text", "xtick", "ytick")},
     **{f"axes.{name}": INK for name in ("edgecolor", "labelcolor")},
     "axes.spines.top": False,
@@ -29,6 +29,7 @@ STYLE = {
     "grid.color": INK,
     "grid.alpha": 0.15,
 }
+PIXELS = 4  # rows and columns of a weight in a picture of filters
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's: for every eye
 
 
@@ -49,14 +50,15 @@ def shades(count: int) -> list[str]:
     """Colours in an order that can be seen: of the layers of a network."""
     from matplotlib.colors import to_hex
 
-    colours = matplotlib.colormaps["plasma"]  # without its last, which is too light on white
-    return [to_hex(colours(x)) for x in np.linspace(0.1, 0.85, count)]
+    colours = matplotlib.colormaps["plasma"]  # but for its ends, which vanish on black and on white
+    return [to_hex(colours(x)) for x in np.linspace(0.3, 0.85, count)]
 
 
-def curves(name: str, text: str, label: str, series: Sequence[Curve]) -> str:
+def curves(name: str, text: str, label: str, series: Sequence[Curve], *, percent: bool = False) -> str:
     """An <svg> of values over epochs, with several seeds their mean and a band from the smallest to the largest.
 
-    The axis of values is logarithmic where they are positive and the largest is more than five times the smallest.
+    The axis of values is logarithmic where they are positive and the largest is more than five times the smallest;
+    that of fractions is in percent.
 
     Args:
       name: what its ids begin with. text: in place of the picture, for who cannot see it. label: of the axis.
@@ -74,7 +76,11 @@ def curves(name: str, text: str, label: str, series: Sequence[Curve]) -> str:
             if curve.values.shape[1] > 1:
                 low, high = curve.values.min(1), curve.values.max(1)
                 axes.fill_between(curve.epochs, low, high, color=curve.colour, alpha=0.2, linewidth=0)
-        _scale(axes, np.concatenate([curve.values.ravel() for curve in series]))
+        if percent:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+        else:
+            _scale(axes, np.concatenate([curve.values.ravel() for curve in series]))
+        axes.set_xlim(0, max(2, 1.02 * max(max(curve.epochs) for curve in series)))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
@@ -144,7 +150,8 @@ def _in_rows(tiles: np.ndarray) -> np.ndarray:
 
 
 def _tiled(grid: np.ndarray) -> np.ndarray:
-    """rows×columns×h×w×C tiles in one array, a pixel of NaN between them."""
+    """rows×columns×h×w×C tiles in one array, each weight as PIXELS×PIXELS, a line of NaN between the tiles."""
+    grid = grid.repeat(PIXELS, 2).repeat(PIXELS, 3)
     rows, columns, height, width, channels = grid.shape
     framed = np.full((rows, columns, height + 1, width + 1, channels), np.nan)
     framed[:, :, :height, :width] = grid

@@ -74,7 +74,7 @@ def shown(record: Record) -> Shown:
     if not record.finished:
         notes.append("The test images are for the end of the run: no confusion matrix and no mistakes before.")
         return Shown(layers, parameters, filters, None, notes)
-    if params_sha256(params) != np.atleast_1d(record.lines[-1]["params_sha256"])[0]:
+    if params_sha256(params) != np.atleast_1d(record.lines[-1].get("params_sha256", ""))[0]:
         notes.append("The network in the newest whole checkpoint is not the one that was tested at the end.")
     try:
         answers = _answers(record, network, params, state)
@@ -92,10 +92,10 @@ def _answers(record: Record, network: Layer, params: Any, state: Any) -> Answers
     images, labels = enlarged(data, RECIPES[options.model].size).test
 
     @jax.jit
-    def probabilities(images):
+    def probabilities(params, state, images):
         return jax.nn.softmax(network.forward(params, state, images)[0])
 
-    parts = [np.asarray(probabilities(images[i : i + BATCH])) for i in range(0, len(images), BATCH)]
+    parts = [np.asarray(probabilities(params, state, images[i : i + BATCH])) for i in range(0, len(images), BATCH)]
     pixels = data.test.images * np.asarray(data.deviation, np.float32) + np.asarray(data.mean, np.float32)
     return Answers(_from_0_to_1(pixels), labels, np.concatenate(parts))
 

@@ -15,7 +15,7 @@ from jaxcnn.report.pictures import confusion, learned_filters, mistakes
 from jaxcnn.report.record import MEASURES, Record
 from jaxcnn.version import __version__
 
-OPTIONS = ("data", "model", "backward")  # of the configuration, what a title needs
+NAMED = 10  # layers beside a figure
 
 
 def report(records: Sequence[Record], networks: Sequence[Shown]) -> str:
@@ -26,11 +26,7 @@ def report(records: Sequence[Record], networks: Sequence[Shown]) -> str:
         html.heading(title, 1),
         *_notes(both),
         *_differences(records),
-        html.heading("Result"),
-        _result(both),
-        *_seeds(records),
-        html.heading("Configuration"),
-        _configuration(records),
+        html.columns([_result(both), _configuration(records)]),
         html.heading("Verification of the first batch"),
         *_verification(records, networks),
         *_curves(records),
@@ -51,7 +47,8 @@ def _notes(both: Sequence[tuple[Record, Shown]]) -> list[str]:
     """What is not finished, missing or changed comes first."""
     said = []
     for record, shown in both:
-        state = [] if record.finished else [f"The run is {record.state}. jaxcnn train --resume goes on with it."]
+        begun = f"The run is not finished: {record.state} so far. It is under way, or ended before its time, and then"
+        state = [] if record.finished else [f"{begun} jaxcnn train --resume goes on with it."]
         where = f"{record.name}: " if len(both) > 1 else ""
         said += [html.note(f"{where}{text}") for text in (*state, *record.notes, *shown.notes)]
     return said
@@ -71,21 +68,21 @@ def _result(both: Sequence[tuple[Record, Shown]]) -> str:
         "state": lambda record, _: record.state,
         "test accuracy": lambda record, _: _mean(record.last("test_accuracy"), "{:.2%}"),
         "test loss": lambda record, _: _mean(record.last("test_loss"), "{:.4f}"),
-        "best validation accuracy": lambda record, _: _best(record),
+        "best validation": lambda record, _: _best(record),
         "chosen epoch": lambda record, _: _chosen(record),
         "parameters": lambda _, shown: f"{shown.parameters:,}",
         "training images": lambda record, _: f"{record.config['training_images'][0]:,}",
         "test images": lambda record, _: f"{record.config['test_images'][0]:,}",
-        "epochs": lambda record, _: f"{len(record.lines)} of {record.options.epochs}",
         "seeds": lambda record, _: ", ".join(map(str, record.options.all_seeds)),
     }
     cells = [[name, *(cell(record, shown) for record, shown in both)] for name, cell in rows.items()]
     several = any(record.options.seeds > 1 for record, _ in both)
     caption = "Of several seeds mean ± deviation of a sample" if several else "What the runs have come to"
-    return html.table(caption, _columns([record for record, _ in both]), cells, words=True)
+    shown = html.table(caption, _columns([record for record, _ in both]), cells, words=True)
+    return html.heading("Result") + shown + _seeds([record for record, _ in both])
 
 
-def _seeds(records: Sequence[Record]) -> list[str]:
+def _seeds(records: Sequence[Record]) -> str:
     """A table for each run of several seeds that has ended."""
     tables = []
     for record in records:
@@ -97,11 +94,12 @@ def _seeds(records: Sequence[Record]) -> list[str]:
             for seed, accuracy, loss in zip(record.options.all_seeds, *figures, strict=True)
         ]
         tables.append(html.table(f"{record.name}: each seed", ["seed", "test accuracy", "test loss"], rows))
-    return [html.columns(tables)] if tables else []
+    return "".join(tables)
 
 
 def _configuration(records: Sequence[Record]) -> str:
-    return html.table("As config.json has it, defaults filled in", _columns(records), _options(records), words=True)
+    caption = "As config.json has it, defaults filled in"
+    return html.heading("Configuration") + html.table(caption, _columns(records), _options(records), words=True)
 
 
 def _options(records: Sequence[Record]) -> list[list[str]]:
@@ -140,7 +138,7 @@ def _curves(records: Sequence[Record]) -> list[str]:
         return []
     colours = dict(zip([r.name for r in records], palette(len(records)), strict=True))
     drawn = []
-    for measure, label in (("loss", "loss"), ("accuracy", "accuracy")):
+    for measure in ("loss", "accuracy"):
         series = []
         for record in begun:
             colour = colours[record.name]
@@ -150,7 +148,8 @@ def _curves(records: Sequence[Record]) -> list[str]:
             if np.isfinite(test := record.last(f"test_{measure}")).any():
                 series.append(Curve([_tested_epoch(record)], test[None], colour, point=True))
         text = "; ".join(_in_words(record, measure) for record in begun)
-        drawn.append(html.figure(curves(f"curves-{measure}", text, label, series), text))
+        drawing = curves(f"curves-{measure}", text, measure, series, percent=measure == "accuracy")
+        drawn.append(html.figure(drawing, text))
     several = any(record.options.seeds > 1 for record in begun)
     band = " Of several seeds the mean, in a band from the smallest to the largest." if several else ""
     legend = html.key((colours[record.name], record.name) for record in begun) if len(records) > 1 else ""
@@ -195,14 +194,15 @@ def _gradient_norms(both: Sequence[tuple[Record, Shown]]) -> list[str]:
                          for layer, s in zip(layers, series, strict=True))  # fmt: skip
         text = f"{record.name}: {ends}"
         drawing = curves(f"norms-{number}", text, "norm of the gradient", series)
-        legend = html.key(zip(shades(len(layers)), layers, strict=True))
+        named = np.unique(np.linspace(0, len(layers) - 1, NAMED).round().astype(int))
+        legend = html.key([(series[i].colour, layers[i]) for i in named])
         drawn.append(html.figure(legend + drawing, record.name))
     if not drawn:
         return []
     how = (
         "The Euclidean norm of the gradient of each layer's parameters, together, at the end of each epoch: of the "
         "mean loss of the first batch, the same images each time, without augmentation, of several seeds the first "
-        "one's. The first layer is the darkest."
+        f"one's. The first layer is the darkest; of more than {NAMED} some are named."
     )
     return [html.heading("Gradient norms by layer"), html.paragraph(how), html.columns(drawn)]
 
@@ -230,15 +230,18 @@ def _timing(records: Sequence[Record]) -> list[str]:
     if not begun:
         return []
     rows: dict[str, Callable[[list[float], list[float]], str]] = {
-        "first epoch, compilation included, s": lambda seconds, _: f"{seconds[0]:.3g}",
-        "a later epoch, s, median": lambda seconds, _: f"{np.median(seconds[1:]):.3g}" if seconds[1:] else "",
-        "training steps of all epochs, s": lambda seconds, _: f"{sum(seconds):.4g}",
-        "images/s in a later epoch, median": lambda _, rates: f"{np.median(rates[1:]):,.0f}" if rates[1:] else "",
-        "images/s, fastest epoch": lambda _, rates: f"{max(rates):,.0f}",
+        "first epoch, s": lambda seconds, _: f"{seconds[0]:.3g}",
+        "a later epoch, s": lambda seconds, _: f"{np.median(seconds[1:]):.3g}" if seconds[1:] else "",
+        "all epochs, s": lambda seconds, _: f"{sum(seconds):.4g}",
+        "images/s": lambda _, rates: f"{np.median(rates[1:]):,.0f}" if rates[1:] else "",
+        "images/s at most": lambda _, rates: f"{max(rates):,.0f}",
     }
     times = [[[line[name] for line in r.lines] for name in ("seconds", "images_per_second")] for r in begun]
     cells = [[name, *(cell(*each) for each in times)] for name, cell in rows.items()]
-    caption = "Of the training steps; without evaluation, checkpoints and the time before the first step"
+    caption = (
+        "Of the training steps alone, without evaluation and checkpoints. The first epoch has the compilation in it; "
+        "of the later ones the median"
+    )
     return [html.heading("Timing"), html.table(caption, _columns(begun), cells)]
 
 
@@ -295,7 +298,7 @@ def _best(record: Record) -> str:
 def _chosen(record: Record) -> str:
     chosen = record.lines[-1].get("chosen_epoch") if record.finished else None
     if chosen is None:
-        return "the last, fixed beforehand" if record.finished else ""
+        return "the last" if record.finished else ""
     return ", ".join(map(str, np.atleast_1d(chosen)))
 
 

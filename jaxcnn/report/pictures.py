@@ -21,8 +21,8 @@ def confusion(shown: Shown) -> str | None:
     counts = answers.confusion()
     right, total = int(np.trace(counts)), int(counts.sum())
     said = html.paragraph(f"{right:,} of {total:,} test images are right, {right / total:.2%}.")
-    matrix = _matrix(counts) if len(counts) <= CLASSES else ""
-    return said + matrix + _confused(counts)
+    matrix = [_matrix(counts)] if len(counts) <= CLASSES else []
+    return said + html.columns([*matrix, _confused(counts)])
 
 
 def _matrix(counts: np.ndarray) -> str:

@@ -38,10 +38,7 @@ class Record(NamedTuple):
     @property
     def state(self) -> str:
         """In words, how far it has come."""
-        if self.finished:
-            return "finished"
-        done = self.epochs[-1] if self.lines else 0
-        return f"not finished: {done} of {self.options.epochs} epochs so far; under way, or ended before its time"
+        return "finished" if self.finished else f"{len(self.lines)} of {self.options.epochs} epochs"
 
     def values(self, measure: str) -> np.ndarray:
         """(epochs, seeds) float64, NaN where an epoch has none."""
@@ -107,16 +104,13 @@ def _lines(file: Path, seeds: int) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _is_line(line: Any, seeds: int) -> bool:
+    """Whether it has what the page takes from it, as the training loop writes it."""
     if not isinstance(line, dict) or not isinstance(line.get("gradient_norms"), dict):
         return False
-    single = [line.get(name) for name in ("epoch", "step", "seconds", "images_per_second")]
-    each = [line[name] for name in MEASURES if name in line or name.startswith("train")] if _trained(line) else [None]
-    each = [value if seeds > 1 else [value] for value in each]
+    measured = [line.get(name) for name in MEASURES if name in line or name.startswith("train")]
+    each: list[Any] = measured if seeds > 1 else [[value] for value in measured]
     if not all(isinstance(values, list) and len(values) == seeds for values in each):
         return False
+    single = [line.get(name) for name in ("epoch", "step", "seconds", "images_per_second")]
     numbers = [*single, *line["gradient_norms"].values(), *(value for values in each for value in values)]
     return all(isinstance(value, int | float) for value in numbers)
-
-
-def _trained(line: dict[str, Any]) -> bool:
-    return "train_loss" in line and "train_accuracy" in line
