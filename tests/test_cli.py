@@ -325,6 +325,13 @@ BAD_ARGUMENTS = {
         "bench --figure bench.txt",
         "--figure: got bench.txt, required a name that ends in .pdf, .png or .svg",
     ),
+    "report of nothing": ("report", "report: got no run, required at least one run folder"),
+    "report of no folder": (
+        "report nowhere",
+        "nowhere: no such folder; give a run folder, as jaxcnn train names it at",
+    ),
+    "report of no run": ("report used", "used: no run there: config.json: No such file or directory"),
+    "report of a file": ("report file", "file: no such folder; give a run folder"),
     "resume what is no run": ("train --resume used", "used: no run there: config.json: No such file or directory"),
 }
 
@@ -442,10 +449,11 @@ def test_a_missing_package(tmp_path, package):
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ("--help", "help train verify bench summary"),
+        ("--help", "help train verify bench summary report"),
         ("train --help", f"help out resume cores {' '.join(f.name for f in dataclasses.fields(Config))}"),
         ("verify --help", "help full json"),
         ("summary --help", "help input batch_size"),
+        ("report --help", "help out"),
         ("bench --help", "help networks batches contestants rounds quick json figure"),
     ],
 )

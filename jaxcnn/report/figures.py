@@ -16,6 +16,7 @@ from matplotlib.image import imsave
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 SIZE = (4.6, 3.0)  # inches of 72 units: the width of a phone, where the text is to be read
+PANEL = (0.2, 0.17, 0.77, 0.79)  # left, bottom, width, height of the axes: room for numbers of six digits
 INK = "#010203"  # becomes the page's own colour of text, dark or light
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text as text
@@ -64,8 +65,8 @@ def curves(name: str, text: str, label: str, series: Sequence[Curve], *, percent
       name: what its ids begin with. text: in place of the picture, for who cannot see it. label: of the axis.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=SIZE)
+        axes = figure.add_axes(PANEL)
         for curve in series:
             mean = curve.values.mean(1)
             if curve.point:

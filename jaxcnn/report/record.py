@@ -74,14 +74,14 @@ def _read(name: str, path: Path) -> Record:
         raise DataError(f"{path}: no such folder; give a run folder, as jaxcnn train names it at its end")
     config = read_config(path)
     try:
+        config["gradient_check"]
         options = config_of(config)
-        check = config["gradient_check"]
-    except (KeyError, TypeError, DataError) as error:
-        raise DataError(f"{path}: config.json is not one of this version of jaxcnn: {error}") from None
+    except KeyError as error:
+        raise DataError(f"{path}: config.json is not one of this version of jaxcnn: it has no {error}") from None
     lines, notes = _lines(path / "metrics.jsonl", options.seeds)
     if not lines:
         notes = [*notes, "No epoch has ended yet: there are no curves, no gradient norms and no times."]
-    return Record(name, path, {**config, "gradient_check": check}, options, lines, notes)
+    return Record(name, path, config, options, lines, notes)
 
 
 def _lines(file: Path, seeds: int) -> tuple[list[dict[str, Any]], list[str]]:
