@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 import json
 import re
 import shutil
@@ -15,11 +13,11 @@ import matplotlib
 import numpy as np
 import pytest
 from pages import Page
-from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.metrics import confusion_matrix
 from test_cli import end, start
 from test_loop import SMALL, train
+from test_report_figures import pixels_of, points_of
 
 import jaxcnn
 from jaxcnn import cli
@@ -67,8 +65,7 @@ def own_cache(monkeypatch):
 
 def reported(capsys, out, *runs) -> str:
     assert cli.main(["report", *map(str, runs), "--out", str(out)]) == 0
-    names = capsys.readouterr().out
-    assert names.startswith(f"{out}: ")
+    assert capsys.readouterr().out.startswith(f"{out}: ")
     return out.read_text()
 
 
@@ -107,12 +104,6 @@ def test_the_confusion_matrix_is_that_of_the_test_images(one, text):
     assert max(confused, key=lambda pair: int(confused[pair])) == next(iter(confused))
     for pair, count in confused.items():
         assert wanted[int(pair[0]), int(pair[-1])] == int(count)
-
-
-def pixels_of(source: str) -> np.ndarray:
-    kind, _, content = source.partition(",")
-    assert kind == "data:image/png;base64"
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGBA")).astype(int)
 
 
 def test_the_worst_mistakes_come_first_as_they_look(one, text):
@@ -165,30 +156,6 @@ def test_tables_say_what_the_run_folder_says(one, text):
     assert dict(timing)["a later epoch, s"] == f"{seconds[1]:.3g}"
 
 
-def points_of(svg: str, colour: str) -> np.ndarray:
-    """Of the first line of that colour: (points, 2) of its x and y, downwards."""
-    (path, *_) = re.findall(rf'<path d="([^"]*)"[^>]*fill: none; stroke: {colour.lower()}', svg)
-    return np.array(re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", path), float)
-
-
-@pytest.mark.parametrize("values", [[2.0, 0.5, 0.1, 0.4], [2.0, 1.9, 2.5, 1.0]], ids=["logarithmic", "linear"])
-def test_a_curve_goes_through_its_values(values):
-    colour = figures.PALETTE[0]
-    svg = figures.curves("x", "text", "loss", [figures.Curve([1, 2, 3, 4], np.array(values)[:, None], colour)])
-    x, y = points_of(svg, colour).T
-    assert len(x) == 4
-    heights = np.log(values) if min(values) < 0.2 else values
-    assert np.corrcoef(-y, heights)[0, 1] == pytest.approx(1, abs=1e-6)
-    assert np.corrcoef(x, range(4))[0, 1] == pytest.approx(1, abs=1e-6)
-
-
-def test_several_seeds_are_a_mean_in_a_band():
-    values, colour = np.array([[1.0, 2.0, 6.0], [2.0, 4.0, 3.0], [1.0, 1.0, 4.0]]), figures.PALETTE[1]
-    svg = figures.curves("x", "text", "loss", [figures.Curve([1, 2, 3], values, colour)])
-    assert np.corrcoef(-points_of(svg, colour)[:, 1], np.log(values.mean(1)))[0, 1] == pytest.approx(1, abs=1e-6)
-    assert "fill-opacity: 0.2" in svg
-
-
 def test_the_curves_are_the_runs(one, text):
     lines = lines_of(one[1])
     drawn = [
@@ -221,21 +188,6 @@ def test_filters_are_tiles_of_their_weights(one, text):
     assert (pixels[12, :, 3] == 0).all()
 
 
-@pytest.mark.parametrize(("shape", "size"), [((5, 3, 2, 3), (25, 26)), ((4, 3, 3, 2), (51, 25))], ids=["RGB", "deeper"])
-def test_filters_of_several_channels(rng, shape, size):
-    weights = rng.normal(size=shape)
-    mosaic = figures.filters(weights)
-    pixels = pixels_of(mosaic.source)
-    assert pixels.shape[:2] == (mosaic.height, mosaic.width) == size
-    if shape[-1] == 3:  # the fourth of five, the first in its row
-        wanted = 255 * (weights[3, 0, 0] / np.abs(weights).max() + 1) / 2
-        np.testing.assert_allclose(pixels[13, 0, :3], wanted, atol=1)
-    else:  # the second channel of the third filter
-        colour = matplotlib.colormaps["RdBu"]((weights[2, 0, 0, 1] / np.abs(weights).max() + 1) / 2)
-        wanted = 255 * np.array(colour)
-        np.testing.assert_allclose(pixels[26, 13], wanted, atol=4)
-
-
 def test_runs_side_by_side(one, seeds, tmp_path, capsys):
     """The differences first; of several seeds mean and deviation, and the first one's network."""
     page = Page(reported(capsys, tmp_path / "page.html", one[1], seeds[1]))
@@ -257,9 +209,9 @@ def test_runs_side_by_side(one, seeds, tmp_path, capsys):
     of_each = page.tables["seeds: each seed"][1:]
     assert [row[:2] for row in of_each] == [[str(s), f"{a:.2%}"] for s, a in zip((1, 2), accuracies, strict=True)]
     assert {"one", "seeds (seed 1)"} <= set(page.texts["h3"])
-    labels, probabilities = answers(*seeds, seed=1)
-    matrix = np.array([row[1:] for row in page.tables[MATRIX][1:]], int)  # the second run's: captions are alike
-    np.testing.assert_array_equal(matrix, confusion_matrix(labels, probabilities.argmax(1), labels=range(10)))
+    labels, probabilities = answers(*seeds, seed=1)  # the second run's is the last of that caption
+    shown = np.array([row[1:] for row in page.tables[MATRIX][1:]], int)
+    np.testing.assert_array_equal(shown, confusion_matrix(labels, probabilities.argmax(1), labels=range(10)))
 
 
 def test_a_run_that_is_not_finished(stopped, tmp_path, capsys):
@@ -448,8 +400,3 @@ def test_without_matplotlib(one, tmp_path):
     says = 'jaxcnn: needs the package matplotlib; install it with: pip install "jaxcnn[plot]"\n'
     assert ended == (2, "", says)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_help_needs_no_matplotlib():
-    program = "import sys, jaxcnn.cli; print({'matplotlib', 'orbax', 'sklearn', 'PIL'} & set(sys.modules))"
-    assert end(start(cwd=None, program=("-c", program))).out == "set()\n"
