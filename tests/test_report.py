@@ -242,12 +242,16 @@ def test_a_run_without_an_epoch(stopped, tmp_path, capsys):
 def test_data_that_are_not_there_any_more(rng, tmp_path, capsys, gone):
     data = tmp_path / "data.npz"
     names = {"x_train": (60, 8, 8), "x_test": (20, 8, 8)}
-    given = {name: rng.integers(0, 255, shape, "u1") for name, shape in names.items()}
+    given = {name: rng.integers(40, 200, shape, "u1") for name, shape in names.items()}
     given |= {name.replace("x", "y"): np.arange(shape[0]) % 3 for name, shape in names.items()}
     np.savez(data, **given)
     config = dataclasses.replace(SMALL, data=str(data), classes=3, epochs=1, validation=0.0)
     train(loop.prepare(config), tmp_path / "run")
-    assert MATRIX in Page(reported(capsys, tmp_path / "page.html", tmp_path / "run")).tables
+    page = Page(reported(capsys, tmp_path / "page.html", tmp_path / "run"))
+    assert MATRIX in page.tables
+    image = next(image for image in page.attributes("img") if "taken for" in image["alt"])
+    wanted = given["x_test"][int(re.findall(r"image (\d+)", image["alt"])[0])]
+    np.testing.assert_allclose(pixels_of(image["src"])[..., 0], wanted, atol=1)  # no contrast is added
     if gone:
         data.unlink()
     else:

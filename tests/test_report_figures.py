@@ -50,10 +50,10 @@ def test_filters_of_several_channels(rng, shape, size):
     mosaic = figures.filters(weights)
     pixels = pixels_of(mosaic.source)
     assert pixels.shape[:2] == (mosaic.height, mosaic.width) == size
-    if shape[-1] == 3:  # the fourth of five, the first in its row
-        wanted = 255 * (weights[3, 0, 0] / np.abs(weights).max() + 1) / 2
-        np.testing.assert_allclose(pixels[13, 0, :3], wanted, atol=1)
-    else:  # the second channel of the third filter
-        colour = matplotlib.colormaps["RdBu"]((weights[2, 0, 0, 1] / np.abs(weights).max() + 1) / 2)
+    if shape[-1] == 3:  # of the fourth of five, which is the first in its row, the second weight
+        wanted = 255 * (weights[3, 0, 1] / np.abs(weights).max() + 1) / 2
+        np.testing.assert_allclose(pixels[13, 4, :3], wanted, atol=1)
+    else:  # of the third filter's second channel the second weight
+        colour = matplotlib.colormaps["RdBu"]((weights[2, 0, 1, 1] / np.abs(weights).max() + 1) / 2)
         wanted = 255 * np.array(colour)
-        np.testing.assert_allclose(pixels[26, 13], wanted, atol=4)
+        np.testing.assert_allclose(pixels[26, 17], wanted, atol=4)

@@ -38,7 +38,7 @@ def report(records: Sequence[Record], networks: Sequence[Shown]) -> str:
         *_epochs(records),
         html.heading("Data and versions"),
         _facts(records),
-        f"<footer>{html.paragraph(f'Written by jaxcnn {__version__}, from the run folders alone.')}</footer>",
+        f"<footer>{html.paragraph(f'Written by jaxcnn {__version__}.')}</footer>",
     ]
     return html.page(title, parts)
 
@@ -122,7 +122,7 @@ def _verification(records: Sequence[Record], networks: Sequence[Shown]) -> list[
         html.paragraph(
             "Before the first step, at the initial parameters, the gradient of the first batch was computed by the "
             "hand-written backward pass and by autodiff. The table has the largest difference of each parameter's two, "
-            f"relative to its largest element; the largest of all is {largest:.1e}, and float32 rounds at 1.2e-07."
+            f"relative to its largest element; the largest of all is {largest:.1e}; float32 rounds at 1.2e-07."
         ),
         html.table("By hand against autodiff", _columns(records, "parameter"), rows),
     ]
