@@ -15,6 +15,7 @@ import tyro
 
 from jaxcnn.cli_bench import Bench, bench
 from jaxcnn.cli_inference import Export, Predict, export, predict
+from jaxcnn.cli_report import Report
 from jaxcnn.cli_summary import Explain, Summarize, explain, summarize
 from jaxcnn.cli_train import Train, train
 from jaxcnn.cli_verify import Verify, verify
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return predict(command)
             case Export() as command:
                 return export(command)
+            case command:
+                raise AssertionError(f"no command: {command}")
     except SystemExit as end:  # --help, and what _parse refuses
         return int(end.code or 0)
     except BrokenPipeError:  # the reader has seen enough
@@ -62,6 +65,7 @@ def _complain(message: str) -> int:
 
 COMMANDS = {
     "train": Train,
+    "report": Report,
     "predict": Predict,
     "export": Export,
     "verify": Verify,
@@ -85,7 +89,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                commands,  # pyright: ignore[reportArgumentType]
+                commands,  # pyright: ignore[reportArgumentType, reportCallIssue]
                 prog="jaxcnn",
                 description="Convolutional networks with the backward pass written by hand.",
                 args=list(arguments),

@@ -92,7 +92,10 @@ def test_train_writes_the_run_folder(whole):
     assert (config["data"], config["epochs"], config["validation"]) == ("digits", EPOCHS, 0.1)
     assert config["devices"] == ["cpu:0", "cpu:1"]
     lines = lines_of(folder)
-    every = ["step", "epoch", "train_loss", "images_per_second", "seconds", "validation_loss", "validation_accuracy"]
+    every = [
+        "step", "epoch", "train_loss", "train_accuracy", "images_per_second", "seconds",
+        "validation_loss", "validation_accuracy", "gradient_norms",
+    ]  # fmt: skip
     assert [list(line) for line in lines[:-1]] == [every] * (EPOCHS - 1)
     assert list(lines[-1]) == [*every, "chosen_epoch", "test_loss", "test_accuracy", "params_sha256"]
     assert [(line["step"], line["epoch"]) for line in lines] == [(40 * e, e) for e in range(1, EPOCHS + 1)]
@@ -230,8 +233,11 @@ def test_a_run_that_diverges(tmp_path):
 # Bad input: one line, status 2, and nothing is left behind.
 
 BAD_ARGUMENTS = {
-    "no command": ("", "Expected one of {train, predict, export, verify, explain, summary, bench}; see jaxcnn --help"),
-    "no such command": ("trian", "got the command trian; did you mean train? the commands are train, predict, "),
+    "no command": (
+        "",
+        "Expected one of {train, report, predict, export, verify, explain, summary, bench}; see jaxcnn --help",
+    ),
+    "no such command": ("trian", "got the command trian; did you mean train? the commands are train, report, "),
     "unknown option": ("train --epoch 2", "Unrecognized options: --epoch, 2; did you mean --epochs? see jaxcnn --help"),
     "bad choice": ("train --model vgg16", "invalid choice 'vgg16' for argument '--model'. Expected one of ('source', "),
     "bad number": ("train --epochs ten", "--epochs: got ten, required a whole number; see jaxcnn --help"),
@@ -274,7 +280,7 @@ BAD_ARGUMENTS = {
     ),
     "out is in use": ("train --out used", "used: holds files already; give a new folder, or --resume it"),
     "out is a file": ("train --out file", "file is no folder that can be written to; give another"),
-    "nothing to resume": ("train --resume nowhere", "nowhere: not there: config.json: No such file or directory"),
+    "nothing to resume": ("train --resume nowhere", "nowhere: no run there: config.json: No such file or directory"),
     "summary of nothing": ("summary --input 8x8x1", "Missing from jaxcnn summary: MODEL"),
     "summary of no size": ("summary source", "Missing from jaxcnn summary: --input HxWxC"),
     "summary of a model's misspelling": (
@@ -322,7 +328,14 @@ BAD_ARGUMENTS = {
         "bench --figure bench.txt",
         "--figure: got bench.txt, required a name that ends in .pdf, .png or .svg",
     ),
-    "resume what is no run": ("train --resume used", "used: not there: config.json: No such file or directory"),
+    "report of nothing": ("report", "report: got no run, required at least one run folder"),
+    "report of no folder": (
+        "report nowhere",
+        "nowhere: no such folder; give a run folder, as jaxcnn train names it at",
+    ),
+    "report of no run": ("report used", "used: no run there: config.json: No such file or directory"),
+    "report of a file": ("report file", "file: no such folder; give a run folder"),
+    "resume what is no run": ("train --resume used", "used: no run there: config.json: No such file or directory"),
 }
 
 
@@ -439,10 +452,11 @@ def test_a_missing_package(tmp_path, package):
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ("--help", "help train verify bench summary"),
+        ("--help", "help train verify bench summary report"),
         ("train --help", f"help out resume cores {' '.join(f.name for f in dataclasses.fields(Config))}"),
         ("verify --help", "help full json"),
         ("summary --help", "help input batch_size"),
+        ("report --help", "help out"),
         ("bench --help", "help networks batches contestants rounds quick json figure"),
     ],
 )

@@ -177,7 +177,8 @@ def test_what_happens(run, whole):
     )
     assert max(check.differences.values()) < 1e-5
     first, last = (e.metrics for e in events if isinstance(e, EpochEnd))
-    assert list(first) == ["step", "epoch", "train_loss", "images_per_second", "seconds"]
+    every = ["step", "epoch", "train_loss", "train_accuracy", "images_per_second", "seconds", "gradient_norms"]
+    assert list(first) == every
     assert list(last) == [*first, "test_loss", "test_accuracy", "params_sha256"]
     assert (first["step"], first["epoch"], last["step"], last["epoch"]) == (179, 1, 358, 2)
     assert last["train_loss"] < first["train_loss"] < math.log(10)

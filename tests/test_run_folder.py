@@ -158,14 +158,14 @@ def test_what_cannot_be_resumed(folder, tmp_path):
         ],
         "config.json is not as it was written, its digest is another; undo the change, or ": lambda: spoil(changed),
         "config.json is damaged: ": lambda: (folder.path / "config.json").write_text("{"),
-        "not there: config.json: No such file": lambda: (folder.path / "config.json").unlink(),
+        "no run there: config.json: No such file": lambda: (folder.path / "config.json").unlink(),
     }
     changed = config | {"seed": 4}
     for says, break_it in breaks.items():
         break_it()
-        with pytest.raises(DataError, match=f"run {folder.path}: {says}"):
+        with pytest.raises(DataError, match=f"--resume {folder.path}: {says}"):
             resume(folder.path)
-    with pytest.raises(DataError, match="not there"):
+    with pytest.raises(DataError, match="no run there"):
         resume(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
 

@@ -167,7 +167,7 @@ def test_a_run_of_several_seeds_is_that_of_each(run, whole, tmp_path):
             np.testing.assert_allclose(lines[0][name][i], wanted[name], rtol=1e-2, err_msg=name)
         assert lines[0]["validation_accuracy"][i] == pytest.approx(wanted["validation_accuracy"], abs=0.01)
     assert {name for name, value in lines[-1].items() if isinstance(value, list)} == set(lines[-1]) - {
-        "step", "epoch", "seconds", "images_per_second",
+        "step", "epoch", "seconds", "images_per_second", "gradient_norms",
     }  # fmt: skip
     assert lines[-1]["images_per_second"] == pytest.approx(3 * 40 * 32 / lines[-1]["seconds"])
 

@@ -27,6 +27,13 @@ def test_import_costs_hardly_more_than_jax():
     assert jaxcnn - jax <= 0.2
 
 
+def test_help_reads_no_heavy_package():
+    heavy = {"matplotlib", "orbax", "sklearn", "PIL", "rich.console"}
+    code = f"import sys, jaxcnn.cli; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def environment(**given: str) -> dict[str, str]:
     """Without the settings of the cache that the tests run with."""
     return {name: value for name, value in os.environ.items() if name not in CACHE} | given

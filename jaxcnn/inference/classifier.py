@@ -12,9 +12,8 @@ import jax.numpy as jnp
 from jaxcnn.layers import Layer, with_dtypes
 from jaxcnn.rules.resize import upsample_bilinear
 from jaxcnn.training.checkpoint import load
-from jaxcnn.training.loop import from_folder
 from jaxcnn.training.recipes import RECIPES
-from jaxcnn.training.run_folder import RunFolder
+from jaxcnn.training.run_folder import read_config
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,20 +63,19 @@ def classifier(run: str | Path, *, seed: int | None = None) -> Classifier:
     Traceback (most recent call last):
     jaxcnn.training.samples.DataError: runs/none: no run there: config.json: No such file or directory
     """
-    folder = RunFolder(run)
-    config, kept = from_folder(folder), folder.config()
+    config = read_config(Path(run))
     params, state = load(run, seed=seed)
-    network = RECIPES[config.model].network(len(kept["class_names"]))
-    if config.precision != "float32":
-        network = with_dtypes(network, computation=config.precision, output="float32")
-    mean, deviation = kept["pixel_mean"], kept["pixel_deviation"]
-    if config.seeds > 1:
+    network = RECIPES[config["model"]].network(len(config["class_names"]))
+    if config["precision"] != "float32":
+        network = with_dtypes(network, computation=config["precision"], output="float32")
+    mean, deviation = config["pixel_mean"], config["pixel_deviation"]
+    if config["seeds"] > 1:
         assert seed is not None  # load saw to it
-        mean, deviation = (values[seed - config.seed] for values in (mean, deviation))
-    factor = kept["enlarged"]
-    *rows_and_columns, channels = kept["training_images"][1:]
+        mean, deviation = (values[seed - config["seed"]] for values in (mean, deviation))
+    factor = config["enlarged"]
+    *rows_and_columns, channels = config["training_images"][1:]
     height, width = (n // factor for n in rows_and_columns)
     return Classifier(
         network, params, state, (height, width, channels), factor, tuple(mean), tuple(deviation),
-        tuple(kept["class_names"]),
+        tuple(config["class_names"]),
     )  # fmt: skip

@@ -41,7 +41,8 @@ class Board:
                 for name, value in line.items():
                     if name not in ("step", "epoch"):
                         self._write(f"epoch/{name}", value, line["step"])
-                self._writer.flush()
+                if self._writer is not None:
+                    self._writer.flush()
 
     def _write(self, name: str, value: Any, step: int) -> None:
         """A number; of several seeds a list of them; of several layers a dict. Words and digests are no curves."""

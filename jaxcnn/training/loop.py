@@ -32,14 +32,14 @@ from jaxcnn.training.chunk import (
 from jaxcnn.training.config import Config
 from jaxcnn.training.data import DataSet, enlarged, load_data, require_same_data
 from jaxcnn.training.finite import first_nonfinite
-from jaxcnn.training.names import name_of
+from jaxcnn.training.first_batch import differences, gradients_of_first_batch, norms
 from jaxcnn.training.optimizer import make_optimizer, require_layers
 from jaxcnn.training.processes import several
 from jaxcnn.training.recipes import RECIPES
 from jaxcnn.training.run_folder import RunFolder, no_sums, steps_done
 from jaxcnn.training.samples import DataError
 from jaxcnn.training.seeds import init_train_states
-from jaxcnn.training.step import BACKWARD, TrainState, all_finite, init_train_state
+from jaxcnn.training.step import TrainState, all_finite, init_train_state
 
 
 class GradientCheck(NamedTuple):
@@ -112,9 +112,7 @@ def prepare(config: Config) -> Run:
             "give another, or --cores 1"
         )
     steps_an_epoch = samples // config.batch_size
-    network = RECIPES[config.model].network(data[0].classes)
-    if config.precision != "float32":  # parameters, running statistics, the loss and what follows it stay in float32
-        network = with_dtypes(network, computation=config.precision, output="float32")
+    network = network_of(config, data[0].classes)
     optimizer = make_optimizer(config, config.epochs * steps_an_epoch)
     size = data[0].train.images.shape[1:]
     try:
@@ -126,6 +124,14 @@ def prepare(config: Config) -> Run:
     if config.augment is None:
         config = dataclasses.replace(config, augment=data[0].augment)
     return Run(config, data, network, optimizer, state, steps_an_epoch)
+
+
+def network_of(config: Config, classes: int) -> Layer:
+    network = RECIPES[config.model].network(classes)
+    if config.precision == "float32":
+        return network
+    # Parameters, running statistics, the loss and what follows it stay in float32.
+    return with_dtypes(network, computation=config.precision, output="float32")
 
 
 def train(
@@ -154,9 +160,10 @@ def train(
                 "out already"
             )
         yield from map(Warned, [*changes, *warnings])
-    check = _gradient_check(run)
+    gradient = gradients_of_first_batch(run)
+    check = GradientCheck(differences(run, gradient))
     if not resume:
-        folder.create(describe(run), state, chosen)
+        folder.create({**describe(run), "gradient_check": check.differences}, state, chosen)
     yield check
     allowed, chunk, data = run.config.skip_nonfinite, steps_at_once(run), on_devices(run)
     steps, careful = (steps_of(run, data, limit) for limit in (None, allowed))
@@ -175,9 +182,11 @@ def train(
                 finite = np.atleast_2d(metrics["finite"])
             seconds = time.perf_counter() - start
             count = steps_done(state) - done  # fewer than were asked for where it ended
-            losses, finite = np.atleast_2d(metrics["loss"])[:, :count], finite[:, :count]
+            finite = finite[:, :count]
+            losses, accuracies = (np.atleast_2d(metrics[name])[:, :count] for name in ("loss", "accuracy"))
             sums = {
                 "loss": (sums["loss"] + losses.sum(1, np.float64, where=finite)).tolist(),
+                "accuracy": (sums["accuracy"] + accuracies.sum(1, np.float64, where=finite)).tolist(),
                 "seconds": sums["seconds"] + seconds,
                 "skipped": (sums["skipped"] + (~finite).sum(1)).tolist(),
             }
@@ -197,6 +206,7 @@ def train(
                 folder.wait()
                 raise Interrupted(f"step {done} of {run.steps}")
         line = _epoch_line(run, epoch, done, sums) | validated(run, state)
+        line["gradient_norms"] = norms(gradient[run.config.backward], state)
         if chosen is not None:
             chosen = chosen_of(run, chosen, state, [*folder.lines, line])
         if done == run.steps:
@@ -272,11 +282,15 @@ def changed(run: Run, folder: RunFolder) -> list[str]:
 
 def from_folder(folder: RunFolder) -> Config:
     """The configuration of an earlier run."""
-    kept = folder.config()
     try:
-        return Config(**{field.name: kept[field.name] for field in dataclasses.fields(Config)}).complete()
+        return config_of(folder.config())
     except (KeyError, TypeError) as error:
-        raise DataError(f"run {folder.path}: config.json is not as jaxcnn wrote it: {error!r}") from None
+        raise DataError(f"--resume {folder.path}: config.json is not as jaxcnn wrote it: {error!r}") from None
+
+
+def config_of(kept: dict[str, Any]) -> Config:
+    """That of a config.json. Raises KeyError or TypeError for one of another version, DataError for bad values."""
+    return Config(**{field.name: kept[field.name] for field in dataclasses.fields(Config)}).complete()
 
 
 def new_folder(config: Config) -> Path:
@@ -312,34 +326,17 @@ def _require_memory(seeds: int, data: DataSet) -> None:
         )
 
 
-def _gradient_check(run: Run) -> GradientCheck:
-    """The gradient of the first batch at the initial parameters, by each backward pass; the first seed's."""
-    images, labels = (a[order_of(run, 0)[0, 0]] for a in run.data[0].train)
-
-    @jax.jit
-    def by_each(state: TrainState, images, labels):
-        if run.config.seeds > 1:
-            state = jax.tree.map(lambda leaf: leaf[0], state)
-        given = (state.params, state.state, images, labels, state.key)
-        return [pass_(run.network, softmax_cross_entropy, 1.0, *given)[1][0] for pass_ in BACKWARD.values()]
-
-    by_hand, by_autodiff = map(jax.tree.leaves_with_path, jax.device_get(by_each(run.state, images, labels)))
-    pairs = zip(by_hand, by_autodiff, strict=True)
-    return GradientCheck({name_of(path): _relative_difference(hand, auto) for (path, hand), (_, auto) in pairs})
-
-
-def _relative_difference(a, b) -> float:
-    largest = float(np.abs(b).max())
-    difference = float(np.abs(a - b).max())
-    return difference / largest if largest else difference
-
-
 def _epoch_line(run: Run, epoch: int, done: int, sums: dict[str, Any]) -> dict[str, Any]:
     counted = [run.steps_an_epoch - skipped for skipped in sums["skipped"]]
+
+    def mean(name: str) -> Any:
+        return run.each([a / n if n else math.nan for a, n in zip(sums[name], counted, strict=True)])
+
     return {
         "step": done,
         "epoch": epoch + 1,
-        "train_loss": run.each([a / n if n else math.nan for a, n in zip(sums["loss"], counted, strict=True)]),
+        "train_loss": mean("loss"),
+        "train_accuracy": mean("accuracy"),
         "images_per_second": run.config.seeds * run.steps_an_epoch * run.config.batch_size / sums["seconds"],
         "seconds": sums["seconds"],
         **({"skipped_steps": run.each(sums["skipped"])} if any(sums["skipped"]) else {}),

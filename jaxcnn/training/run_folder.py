@@ -29,8 +29,8 @@ KEPT = 3  # checkpoints: where the newest is damaged there are two more; older o
 
 
 def no_sums(seeds: int) -> dict[str, Any]:
-    """Of an epoch that has not begun: for each seed its losses and how many steps were left out; the time of all."""
-    return {"loss": [0.0] * seeds, "seconds": 0.0, "skipped": [0] * seeds}
+    """Of an epoch that has not begun: for each seed its losses, accuracies and steps left out; the time of all."""
+    return {"loss": [0.0] * seeds, "accuracy": [0.0] * seeds, "seconds": 0.0, "skipped": [0] * seeds}
 
 
 class StorageError(Exception):
@@ -153,7 +153,7 @@ class RunFolder:
             except Damaged as error:
                 damaged.append(f"{folder}: {error}")
         found = f"no checkpoint is whole: {'; '.join(damaged)}" if damaged else "no checkpoint in checkpoints/"
-        raise DataError(f"run {self.path}: {found}; start the run anew")
+        raise DataError(f"--resume {self.path}: {found}; start the run anew")
 
     def keep(self, state: TrainState, sums: dict[str, Any], chosen: Chosen | None = None) -> None:
         """Writes a checkpoint beside the training, unless that step has one; `sums` are the current epoch's so far.
@@ -193,17 +193,9 @@ class RunFolder:
     def config(self) -> dict[str, Any]:
         """Raises DataError where there is no run, or not its config."""
         try:
-            config = json.loads((self.path / "config.json").read_text())
-        except OSError as error:
-            raise DataError(f"run {self.path}: not there: config.json: {error.strerror}") from None
-        except ValueError as error:
-            raise DataError(f"run {self.path}: config.json is damaged: {error}") from None
-        if not isinstance(config, dict) or config.get("sha256") != _of_config(config):
-            raise DataError(
-                f"run {self.path}: config.json is not as it was written, its digest is another; undo the change, "
-                "or start a run of the changed configuration"
-            )
-        return config
+            return read_config(self.path)
+        except DataError as error:
+            raise DataError(f"--resume {error}") from None
 
     def _open(self) -> None:
         with self._writing():
@@ -239,6 +231,22 @@ class RunFolder:
             whole = next((path.name for path in checkpoints(self.path)), None)
             last = "no checkpoint was written yet" if whole is None else f"the checkpoint of step {whole} is whole"
             raise StorageError(f"{self.path} cannot be written to: {_reason(error)}; {last}") from None
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """config.json of a run folder. Raises DataError where there is none, or another than was written."""
+    try:
+        config = json.loads((run / "config.json").read_text())
+    except OSError as error:
+        raise DataError(f"{run}: no run there: config.json: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"{run}: config.json is damaged: {error}") from None
+    if not isinstance(config, dict) or config.get("sha256") != _of_config(config):
+        raise DataError(
+            f"{run}: config.json is not as it was written, its digest is another; undo the change, or start a run of "
+            "the changed configuration"
+        )
+    return config
 
 
 def steps_done(state: TrainState) -> int:

@@ -103,7 +103,7 @@ def kills(count: int, seed: int, folder: Path, seeds: int = 1) -> tuple[collecti
             process = start("train", "--cores", "2", "--resume", run)
         ended = resume(run)
         if not (run / "config.json").exists():
-            if ended.status != 2 or f"run {run}: not there: config.json: No such file" not in ended.err:
+            if ended.status != 2 or f"--resume {run}: no run there: config.json: No such file" not in ended.err:
                 wrong.append(f"{run}: {ended}")
         elif ended.status or (got := result(run)) != wanted:
             wrong.append(f"{run}: {ended}; {got if not ended.status else 'no result'}, wanted {wanted}")

@@ -1,0 +1,108 @@
+"""What the network of a run shows: its filters, and its answers to the test images."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxcnn.layers import Layer
+from jaxcnn.layers.summary import summary
+from jaxcnn.report.record import Record
+from jaxcnn.training.checkpoint import load, params_sha256
+from jaxcnn.training.data import enlarged, load_data, require_same_data
+from jaxcnn.training.loop import network_of
+from jaxcnn.training.names import name_of
+from jaxcnn.training.recipes import RECIPES
+from jaxcnn.training.samples import DataError
+
+BATCH = 250  # images that pass through the network at a time
+
+
+class Answers(NamedTuple):
+    """To the test images."""
+
+    images: np.ndarray  # M×H×W×C, pixels from 0 to 1 as far as they were in the data
+    labels: np.ndarray  # (M,)
+    probabilities: np.ndarray  # M×classes
+
+    @property
+    def predicted(self) -> np.ndarray:
+        return self.probabilities.argmax(1)
+
+    def confusion(self) -> np.ndarray:
+        """(label, prediction): how many images."""
+        classes = self.probabilities.shape[1]
+        return np.bincount(classes * self.labels + self.predicted, minlength=classes**2).reshape(classes, classes)
+
+    def mistakes(self) -> np.ndarray:
+        """The places of the wrong ones, the most certain first."""
+        wrong = np.flatnonzero(self.predicted != self.labels)
+        return wrong[np.argsort(-self.probabilities[wrong].max(1), kind="stable")]
+
+
+class Shown(NamedTuple):
+    """Of several seeds the first one's."""
+
+    layers: list[str]  # that have parameters, in the order of the forward pass
+    parameters: int
+    filters: dict[str, np.ndarray]  # by layer: n×h×h×C; empty where there is no whole checkpoint
+    answers: Answers | None  # None where the run is not finished, its network or its data missing
+    notes: list[str]
+
+
+def shown(record: Record) -> Shown:
+    """Reads the newest whole checkpoint, and of a finished run the data, whose digest must be the run's."""
+    config, options = record.config, record.options
+    network = network_of(options, options.classes)
+    rows = summary(network, tuple(config["training_images"][1:])).rows
+    layers = ["/".join(row.path[1:]) for row in rows if row.parameters]
+    parameters, notes = sum(row.parameters for row in rows), []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            params, state = load(record.path, seed=options.seed)
+    except DataError as error:
+        notes.append(f"No network: {error}. Filters, confusion matrix and mistakes are left out.")
+        return Shown(layers, parameters, {}, None, notes)
+    notes += [str(warning.message) for warning in caught]
+    named = {name_of(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(params)}
+    found = {name.rpartition("/")[0]: leaf for name, leaf in named.items() if leaf.ndim == 4}
+    filters = {layer: found[layer] for layer in layers if layer in found}
+    if not record.finished:
+        notes.append("The test images are for the end of the run: no confusion matrix and no mistakes before.")
+        return Shown(layers, parameters, filters, None, notes)
+    if params_sha256(params) != np.atleast_1d(record.lines[-1].get("params_sha256", ""))[0]:
+        notes.append("The network in the newest whole checkpoint is not the one that was tested at the end.")
+    try:
+        answers = _answers(record, network, params, state)
+    except (DataError, OSError) as error:
+        answers = None
+        notes.append(f"The test images are not there any more: {error}. Confusion matrix and mistakes are left out.")
+    return Shown(layers, parameters, filters, answers, notes)
+
+
+def _answers(record: Record, network: Layer, params: Any, state: Any) -> Answers:
+    options = record.options
+    how = {"folder": options.data_dir, "validation": options.validation, "classes": options.classes}
+    data = load_data(options.data, seed=options.seed, **how)
+    require_same_data(options.data, str(np.atleast_1d(record.config["data_sha256"])[0]), data)
+    images, labels = enlarged(data, RECIPES[options.model].size).test
+
+    @jax.jit
+    def probabilities(params, state, images):
+        return jax.nn.softmax(network.forward(params, state, images)[0])
+
+    parts = [np.asarray(probabilities(params, state, images[i : i + BATCH])) for i in range(0, len(images), BATCH)]
+    pixels = data.test.images * np.asarray(data.deviation, np.float32) + np.asarray(data.mean, np.float32)
+    return Answers(_from_0_to_1(pixels), labels, np.concatenate(parts))
+
+
+def _from_0_to_1(pixels: np.ndarray) -> np.ndarray:
+    """Pixels that were bytes, or in that range, as they are; of others the range of all is brought there."""
+    low, high = float(pixels.min()), float(pixels.max())
+    if low < -1e-3 or high > 1 + 1e-3:
+        pixels = (pixels - low) / (high - low)
+    return pixels.clip(0, 1)
