@@ -10,7 +10,8 @@ def main() -> int:
 
         return main()
     except ModuleNotFoundError as error:
-        extra = "plot" if (error.name or "").startswith("matplotlib") else "train"
+        package = (error.name or "").partition(".")[0]
+        extra = {"matplotlib": "plot", "grain": "images", "PIL": "images"}.get(package, "train")
         command = f'pip install "jaxcnn[{extra}]"'
         print(f"jaxcnn: needs the package {error.name}; install it with: {command}", file=sys.stderr)
         return 2
