@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -53,7 +53,7 @@ def order_of(run: Run, epoch: int) -> np.ndarray:
     return np.stack([shuffled(samples, batch, seed=seed, epoch=epoch) for seed in run.config.all_seeds])
 
 
-def chunks_of(run: Run, done: int) -> Iterator[Chunk]:
+def chunks_of(run: Run, done: int) -> Generator[Chunk]:
     """All that are left after so many steps. Images on disk are read, and brought to the devices, a chunk ahead."""
     if in_memory(run.data[0].train.images):
         data = on_devices(run)
@@ -137,7 +137,7 @@ def _read(run: Run, planned: tuple[int, np.ndarray]) -> Chunk:
     return Chunk(epoch, batches, placed)
 
 
-def _ahead(function: Callable[[T], U], values: Iterable[T]) -> Iterator[U]:
+def _ahead(function: Callable[[T], U], values: Iterable[T]) -> Generator[U]:
     """function(value) for each value, the next one by another thread while this one is in use."""
     with ThreadPoolExecutor(1, "jaxcnn-ahead") as thread:
         now = None
