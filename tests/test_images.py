@@ -16,6 +16,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from several import ends, training
 from test_cli import ENVIRONMENT, end, start, wait_for, without_speed
 from test_cli import lines_of as all_of
 from test_loop import latest_step, lines_of, train
@@ -135,6 +136,17 @@ def test_on_one_device_it_is_training_in_memory_to_the_bit_killed_and_resumed_to
     config = json.loads((killed / "config.json").read_text())
     assert (config["class_names"], config["classes"]) == ([*CLASSES], 3)
     assert config["training_images"] == [288, 8, 8, 3]
+
+
+def test_two_processes_share_the_batches(sets, run, whole, tmp_path):
+    """Each decodes its half, and they end as one process with two devices."""
+    options = ("--epochs", "2", "--batch-size", "2", "--validation", "0", "--augment", SMALL.augment)
+    with training(2, *options, "--data", sets[0], "--out", tmp_path / "run") as started:
+        ended = ends(started)
+    assert [e.status for e in ended] == [0, 0], ended
+    for line, other in zip(lines_of(tmp_path / "run"), lines_of(whole), strict=True):
+        np.testing.assert_allclose(line["train_loss"], other["train_loss"], rtol=1e-5)
+    np.testing.assert_allclose(line["test_loss"], other["test_loss"], rtol=1e-5)
 
 
 def test_images_are_decoded_off_the_training_thread_and_ahead_of_the_steps(run, tmp_path, monkeypatch):
