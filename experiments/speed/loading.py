@@ -6,7 +6,8 @@
 the steps and the decoding share. Images a second of the steps alone (images in memory), of reading alone, and of
 training on the PNG files: decoded in each epoch, and read where `--cache` keeps them decoded ("kept"). In turn, back
 and forth, medians over the rounds; a turn is timed from the end of its first chunk of steps to the end of a later one,
-and the reading ahead goes on meanwhile. Exit status 1 if with `--cache` less than 0.95 of the steps' own rate is reached.
+and the reading ahead goes on meanwhile. Exit status 1 if with `--cache` less than 0.95 of the steps' own rate is
+reached.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from jaxcnn.training.image_files import Files, Size, decoded, header
 from jaxcnn.training.samples import DataError
 
 BLOCK, HEADERS = 16, 256  # images that a thread decodes at a time, and whose headers it reads
+KEPT = 2**20  # bytes of decoded images that a thread reads at a time
 AHEAD = 4  # blocks a thread that are read before they are asked for
 
 
@@ -61,7 +63,8 @@ class StreamedImages:
 
     def _in_parts(self, numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
         parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-        in_blocks = [[part[start : start + BLOCK] for start in range(0, len(part), BLOCK)] for part in parts]
+        block = BLOCK if self.kept is None else max(1, KEPT // math.prod(self.size))
+        in_blocks = [[part[start : start + block] for start in range(0, len(part), block)] for part in parts]
         read = by_threads(self._read, [block for blocks in in_blocks for block in blocks])
         for blocks in in_blocks:
             yield np.concatenate([next(read) for _ in blocks])
