@@ -10,7 +10,9 @@ def main() -> int:
 
         return main()
     except ModuleNotFoundError as error:
-        extra = {"matplotlib": "plot", "tensorboardX": "tensorboard"}.get((error.name or "").split(".")[0], "train")
+        package = (error.name or "").partition(".")[0]
+        extras = {"matplotlib": "plot", "tensorboardX": "tensorboard", "grain": "images", "PIL": "images"}
+        extra = extras.get(package, "train")
         command = f'pip install "jaxcnn[{extra}]"'
         print(f"jaxcnn: needs the package {error.name}; install it with: {command}", file=sys.stderr)
         return 2

@@ -37,7 +37,8 @@ class Train:
 
     data: Annotated[str, tyro.conf.arg(metavar="digits|fashion-mnist|PATH")] = "digits"
     """scikit-learn's digits; Fashion-MNIST; a folder of idx files (MNIST's format, gzipped or not); a folder of
-    CIFAR-10's binary version; or an .npz file with Keras' or MedMNIST's names."""
+    CIFAR-10's binary version; an .npz file with Keras' or MedMNIST's names; or PNG and JPEG files, in a folder a
+    class."""
     data_dir: Annotated[Path | None, _FOLDER] = None
     """Where Fashion-MNIST's four files are (the folder of Debian's package dataset-fashion-mnist)."""
     model: Literal[
@@ -87,6 +88,10 @@ class Train:
     to right, a square of INT pixels hidden (crop=2,flip for fashion-mnist; crop=4,flip for CIFAR-10; else none)."""
     classes: int = 10
     """Number of classes in a folder of idx files or an .npz file."""
+    image_size: Annotated[str | None, tyro.conf.arg(metavar="INT|INTxINT", help_behavior_hint="")] = None
+    """Rows and columns that the images of a folder are scaled to, their middle in that shape (the size of all)."""
+    cache: Annotated[Path | None, _FOLDER] = None
+    """Where to keep the images of a folder decoded, or find them; else they are decoded in each epoch."""
     cores: Annotated[int | None, _WHOLE] = None
     """CPU cores to use (all, or as many as divide the batch; of several processes each 1); each becomes a device with
     its share of the batch, or of several seeds."""
@@ -101,7 +106,7 @@ class Train:
     tensorboard: bool = False
     """Write the curves for TensorBoard too, to tensorboard/ in the run folder (needs the extra "tensorboard")."""
     resume: Annotated[Path | None, _FOLDER] = None
-    """An earlier run folder, to go on with; its configuration holds, but for --skip-nonfinite."""
+    """An earlier run folder, to go on with; its configuration holds, but for --skip-nonfinite and --cache."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="")] = None
     """Where process 0 of several that train together is reached by the others; the port is any free one. Under Slurm,
     Open MPI, Kubernetes and on TPU pods this and the next two options are found."""
@@ -128,7 +133,7 @@ def _train(arguments: Train, named: set[str], name: str) -> int:
 
     from jaxcnn.training.board import Board
     from jaxcnn.training.config import CHANGEABLE, Config
-    from jaxcnn.training.data import NAMES
+    from jaxcnn.training.data import NAMES, is_streamed
     from jaxcnn.training.devices import available_cores, keep_compiled_programs, use_cpu_cores
     from jaxcnn.training.first_folder import run_folder
     from jaxcnn.training.loop import Diverged, Interrupted, describe, finished, from_folder, new_folder, prepare
@@ -146,8 +151,9 @@ def _train(arguments: Train, named: set[str], name: str) -> int:
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Config)}
     if arguments.data not in NAMES:  # so that the run can be resumed from any folder
         given["data"] = str(Path(arguments.data).absolute())
-    if arguments.data_dir is not None:
-        given["data_dir"] = str(arguments.data_dir.absolute())
+    for option in ("data_dir", "cache"):
+        if given[option] is not None:
+            given[option] = str(given[option].absolute())
     if arguments.microbatch.isdecimal():
         given["microbatch"] = int(arguments.microbatch)
     config = Config(**given)
@@ -172,8 +178,10 @@ def _train(arguments: Train, named: set[str], name: str) -> int:
                 cores = min(available_cores(), config.seeds)
         use_cpu_cores(cores)
         keep_compiled_programs()
+    if is_streamed(config.data):
+        console.print(f"reading all images in {config.data} once, for their mean, deviation and digest")
     run = agreed(lambda: prepare(config))
-    require_same_words(describe(run), but=("data", "data_dir"))  # the paths may differ, the data's digest may not
+    require_same_words(describe(run), but=("data", "data_dir", "cache"))  # paths may differ, the data's digest may not
     if resume and (last := finished(run, folder)) is not None:
         console.print(f"{folder.path} is finished: test accuracy {_mean(last['test_accuracy']):.2%}")
         return 0
@@ -299,18 +307,22 @@ def _mean(values: float | list[float]) -> float:
 
 
 def _table(run: Run, last: dict[str, Any]) -> Any:
-    """The network beside the nearest neighbour in the same training images."""
+    """The network beside the nearest neighbour in the same training images, where these are in memory."""
     from rich.table import Table
     from sklearn.neighbors import KNeighborsClassifier
 
+    from jaxcnn.training.samples import in_memory
+
     (images, labels), (test_images, test_labels) = run.data[0].train, run.data[0].test
-    neighbour = KNeighborsClassifier(1, algorithm="brute").fit(images.reshape(len(images), -1), labels)
-    nearest = neighbour.score(test_images.reshape(len(test_images), -1), test_labels)
+    accuracies = {run.config.model: last["test_accuracy"]}
+    if in_memory(images):
+        neighbour = KNeighborsClassifier(1, algorithm="brute").fit(images.reshape(len(images), -1), labels)
+        accuracies["1-nearest-neighbour"] = neighbour.score(test_images.reshape(len(test_images), -1), test_labels)
     table = Table(title=f"{len(test_labels):,} test images")
     table.add_column("")
     table.add_column("accuracy", justify="right")
     table.add_column("wrong", justify="right")
-    for name, accuracy in ((run.config.model, last["test_accuracy"]), ("1-nearest-neighbour", nearest)):
+    for name, accuracy in accuracies.items():
         table.add_row(name, f"{accuracy:.2%}", str(round((1 - accuracy) * len(test_labels))))
     return table
 

@@ -171,8 +171,8 @@ def test_broken_folder(rng, tmp_path, change, says):
 REFUSED = {
     "no folder": (
         {"name": "nowhere"},
-        "nowhere: no such file or folder; give digits, fashion-mnist, a folder of idx files or of CIFAR-10's binary "
-        "version, or an .npz file",
+        "nowhere: no such file or folder; give digits, fashion-mnist, a folder of idx files, of CIFAR-10's binary "
+        "version or of images, or an .npz file",
     ),
     "a folder of digits": (
         {"folder": "here"},

@@ -32,6 +32,11 @@ def cores():
 
 
 @pytest.fixture
+def loading():
+    return importlib.import_module("loading")
+
+
+@pytest.fixture
 def whole_run():
     return importlib.import_module("whole_run")
 
@@ -152,7 +157,7 @@ def test_a_cliff_makes_growth_fail(growth, tmp_path, monkeypatch, capsys):
     assert "cliff: batch 16 to 64: 25.0 times" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", ["growth", "whole_run", "cores"])
+@pytest.mark.parametrize("script", ["growth", "whole_run", "cores", "loading"])
 def test_help_is_printed(script, request, capsys):
     """A lone % in a help text is an error of argparse, and only here."""
     with pytest.raises(SystemExit) as end:
@@ -202,3 +207,41 @@ def test_a_step_is_timed_until_it_has_ended(cores, monkeypatch):
     monkeypatch.setattr(cores, "IMAGES", 16)
     assert cores.timed(4, "a mesh")() == 8.0 / 4
     assert meshes == ["a mesh"]
+
+
+def test_training_on_files_is_held_against_the_bar(loading, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loading.jaxcnn, "use_cpu_cores", lambda n: 2)  # this process has used its devices already
+    monkeypatch.setattr(loading, "keep_compiled_programs", lambda: None)
+    for kept, status in ((96.0, 0), (94.0, 1)):
+        rates = {"memory": 100.0, "png": 80.0, "kept": kept}
+        one = {"network": "source", "images_per_second": rates, "rounds": {}, "kept_over_memory": kept / 100}
+        monkeypatch.setattr(loading, "measured", lambda *_: [one])  # noqa: B023
+        assert loading.main(["--quick", "--out", str(tmp_path)]) == status
+        assert json.loads((tmp_path / "loading.json").read_text())["networks"] == [one]
+        assert f"source: memory 100, png 80, kept {kept:.0f}\n" in capsys.readouterr().out
+
+
+def test_files_and_memory_are_the_same_images(loading, tmp_path, monkeypatch):
+    """And each way is timed, the waiting for images included."""
+    for name, value in (("TRAIN", 64), ("TEST", 20), ("SECONDS", 0.01)):
+        monkeypatch.setattr(loading, name, value)
+    (found,) = loading.measured(tmp_path, quick=True)
+    reading = ["reading png", "reading jpg", "reading kept"]
+    assert list(found["images_per_second"]) == ["memory", "png", "kept", *reading]
+    assert all(len(each) == 1 and each[0] > 0 for each in found["rounds"].values())
+    data = loading.data_by_way(tmp_path)
+    assert data["memory"].train.images.shape == (64, 32, 32, 3)
+    assert (data["kept"].train.images[:] == data["memory"].train.images).all()
+    assert data["png"].sha256 == data["kept"].sha256 != data["jpg"].sha256
+    clock = [0.0]
+
+    def waited(chunks):
+        for one in chunks:
+            clock[0] += 2.0
+            yield one
+
+    chunks_of = loading.chunk.chunks_of
+    monkeypatch.setattr(loading.chunk, "chunks_of", lambda run, done: waited(chunks_of(run, done)))
+    monkeypatch.setattr(loading.time, "perf_counter", lambda: clock[0])
+    run = loading.run_of("source", data["png"])
+    assert loading.rate_of(run, lambda _: None, seconds=3.0) == 2 * 64 / 4.0

@@ -26,7 +26,7 @@ def read_images(path: Path, size: tuple[int, int, int], *, resize: bool = False)
 
     Raises:
       DataError: the file is missing or broken, of another size, has transparent pixels, more than 8 bits a channel, or
-        values that are no numbers. ModuleNotFoundError: Pillow is not installed; the extra "train" brings it.
+        values that are no numbers. ModuleNotFoundError: Pillow is not installed; the extra "images" brings it.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")

@@ -6,6 +6,7 @@ import dataclasses
 
 from jaxcnn.training.augment import from_text
 from jaxcnn.training.data import DIGITS
+from jaxcnn.training.image_files import size_from
 from jaxcnn.training.microbatch import AUTO
 from jaxcnn.training.optimizer import OPTIMIZERS, SCHEDULES
 from jaxcnn.training.recipes import RECIPES
@@ -40,6 +41,8 @@ class Config:
     validation: float | None = None
     augment: str | None = None
     classes: int = 10
+    image_size: str | None = None
+    cache: str | None = None
     microbatch: int | str = AUTO
     precision: str = "float32"
     skip_nonfinite: int = 0
@@ -105,6 +108,8 @@ class Config:
             raise DataError(f"--average: got {full.average}, required more than 0 and less than 1")
         if full.clip is not None and not full.clip > 0:
             raise DataError(f"--clip: got {full.clip}, required more than 0")
+        if full.image_size is not None:
+            size_from(full.image_size)
         if full.augment is not None:
             try:
                 from_text(full.augment)
@@ -114,4 +119,4 @@ class Config:
 
 
 # On resuming; all else the result depends on. Of the data the place may be another: their digest is compared.
-CHANGEABLE = ("data", "data_dir", "skip_nonfinite")
+CHANGEABLE = ("data", "data_dir", "cache", "skip_nonfinite")

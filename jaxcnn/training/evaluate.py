@@ -16,6 +16,7 @@ from jaxcnn.rule import Rule, equally_varying
 from jaxcnn.rules.loss import softmax_cross_entropy
 from jaxcnn.training.devices import is_global, place
 from jaxcnn.training.metrics import counts_of
+from jaxcnn.training.samples import in_parts
 from jaxcnn.training.step import TrainState
 
 
@@ -58,11 +59,11 @@ def evaluate(
         raise ValueError(f"evaluate: labels hold values that int32 cannot, got {labels.min()} … {labels.max()}")
     where: Any = next((leaf.sharding for leaf in jax.tree.leaves(state.params) if isinstance(leaf, jax.Array)), None)
     total, right, decided = 0.0, 0, 0
-    for start in range(0, samples, batch):
+    for start, pixels in zip(range(0, samples, batch), in_parts(images, batch), strict=True):
         part = slice(start, start + batch)
         # On the devices of the parameters: each has its share of the images where they divide, else all of them.
         mesh = where.mesh if isinstance(where, NamedSharding) and len(labels[part]) % where.mesh.size == 0 else None
-        data = (images[part], labels[part])
+        data = (pixels, labels[part])
         if isinstance(where, NamedSharding) and isinstance(where.mesh, Mesh):
             data = place(data, where.mesh, P() if mesh is None else P(mesh.axis_names))
         else:

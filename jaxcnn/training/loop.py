@@ -21,23 +21,21 @@ from jaxcnn.rules.loss import softmax_cross_entropy
 from jaxcnn.training.choice import chosen_of, initially_chosen, tested, validated
 from jaxcnn.training.chunk import (
     augmentation_of,
+    chunks_of,
     copied,
     in_words,
-    on_devices,
-    order_of,
-    steps_at_once,
     steps_of,
     watched,
 )
 from jaxcnn.training.config import Config
-from jaxcnn.training.data import DataSet, enlarged, load_data, require_same_data
+from jaxcnn.training.data import DataSet, enlarged, is_streamed, load_data, require_same_data
 from jaxcnn.training.finite import first_nonfinite
 from jaxcnn.training.first_batch import differences, gradients_of_first_batch, norms
 from jaxcnn.training.optimizer import make_optimizer, require_layers
 from jaxcnn.training.processes import several
 from jaxcnn.training.recipes import RECIPES
 from jaxcnn.training.run_folder import RunFolder, no_sums, steps_done
-from jaxcnn.training.samples import DataError
+from jaxcnn.training.samples import DataError, in_memory
 from jaxcnn.training.seeds import init_train_states
 from jaxcnn.training.step import TrainState, all_finite, init_train_state
 
@@ -121,8 +119,8 @@ def prepare(config: Config) -> Run:
         raise DataError(f"--model {config.model}: not for images of {in_words(size)}: {error}") from None
     require_layers(config, state.params)
     augmentation_of(config, data)  # so that nothing is written where it is not for these images
-    if config.augment is None:
-        config = dataclasses.replace(config, augment=data[0].augment)
+    augment = data[0].augment if config.augment is None else config.augment
+    config = dataclasses.replace(config, augment=augment, classes=data[0].classes)
     return Run(config, data, network, optimizer, state, steps_an_epoch)
 
 
@@ -165,46 +163,46 @@ def train(
     if not resume:
         folder.create({**describe(run), "gradient_check": check.differences}, state, chosen)
     yield check
-    allowed, chunk, data = run.config.skip_nonfinite, steps_at_once(run), on_devices(run)
-    steps, careful = (steps_of(run, data, limit) for limit in (None, allowed))
-    done = steps_done(state)
-    while done < run.steps:
-        epoch, position = divmod(done, run.steps_an_epoch)
-        order = order_of(run, epoch)
-        while position < run.steps_an_epoch:
-            batches = order[:, position : position + chunk]
-            start = time.perf_counter()
-            before = copied(state)
-            state, metrics = steps(state, batches)
-            finite, ended = np.ones(batches.shape[:2], bool), []
-            if not _finite((state, metrics["loss"])):  # NaN stays in one of them; the same steps again, each watched
-                state, metrics, ended = watched(careful, before, batches, allowed)
-                finite = np.atleast_2d(metrics["finite"])
-            seconds = time.perf_counter() - start
-            count = steps_done(state) - done  # fewer than were asked for where it ended
-            finite = finite[:, :count]
-            losses, accuracies = (np.atleast_2d(metrics[name])[:, :count] for name in ("loss", "accuracy"))
-            sums = {
-                "loss": (sums["loss"] + losses.sum(1, np.float64, where=finite)).tolist(),
-                "accuracy": (sums["accuracy"] + accuracies.sum(1, np.float64, where=finite)).tolist(),
-                "seconds": sums["seconds"] + seconds,
-                "skipped": (sums["skipped"] + (~finite).sum(1)).tolist(),
-            }
-            for i, skipped in enumerate(np.atleast_1d(state.skipped)):
-                for number, step in enumerate(np.flatnonzero(~finite[i]), skipped - (~finite[i]).sum() + 1):
-                    which = f"{number} of the {allowed} that --skip-nonfinite allows"
-                    yield Warned(f"{run.named(i)}step {done + step + 1} is not finite; it is left out, {which}")
-            position, done = position + count, done + count
-            if ended:
-                folder.keep(state, sums, chosen)
-                folder.wait()
-                raise Diverged(_why(run, state, ended[0], order[ended[0], position], metrics, count))
-            mean = float(losses.mean(where=finite)) if finite.any() else math.nan
-            yield Progress(epoch, done, run.steps, mean, batches.size / seconds)
-            if position < run.steps_an_epoch and stop():
+    allowed = run.config.skip_nonfinite
+    steps, careful = (steps_of(run, limit) for limit in (None, allowed))
+    done, chunks = steps_done(state), chunks_of(run, steps_done(state))
+    start = time.perf_counter()
+    while (chunk := next(chunks, None)) is not None:  # waiting for images counts as training
+        epoch, batches = chunk.epoch, chunk.batches
+        before = copied(state)
+        state, metrics = steps(state, chunk)
+        finite, ended = np.ones(batches.shape[:2], bool), []
+        if not _finite((state, metrics["loss"])):  # NaN stays in one of them; the same steps again, each watched
+            state, metrics, ended = watched(careful, before, chunk, allowed)
+            finite = np.atleast_2d(metrics["finite"])
+        seconds = time.perf_counter() - start
+        count = steps_done(state) - done  # fewer than were asked for where it ended
+        finite = finite[:, :count]
+        losses, accuracies = (np.atleast_2d(metrics[name])[:, :count] for name in ("loss", "accuracy"))
+        sums = {
+            "loss": (sums["loss"] + losses.sum(1, np.float64, where=finite)).tolist(),
+            "accuracy": (sums["accuracy"] + accuracies.sum(1, np.float64, where=finite)).tolist(),
+            "seconds": sums["seconds"] + seconds,
+            "skipped": (sums["skipped"] + (~finite).sum(1)).tolist(),
+        }
+        for i, skipped in enumerate(np.atleast_1d(state.skipped)):
+            for number, step in enumerate(np.flatnonzero(~finite[i]), skipped - (~finite[i]).sum() + 1):
+                which = f"{number} of the {allowed} that --skip-nonfinite allows"
+                yield Warned(f"{run.named(i)}step {done + step + 1} is not finite; it is left out, {which}")
+        done += count
+        if ended:
+            folder.keep(state, sums, chosen)
+            folder.wait()
+            raise Diverged(_why(run, state, ended[0], batches[ended[0], count], metrics, count))
+        mean = float(losses.mean(where=finite)) if finite.any() else math.nan
+        yield Progress(epoch, done, run.steps, mean, batches.size / seconds)
+        if done % run.steps_an_epoch:
+            if stop():
                 folder.keep(state, sums, chosen)
                 folder.wait()
                 raise Interrupted(f"step {done} of {run.steps}")
+            start = time.perf_counter()
+            continue
         line = _epoch_line(run, epoch, done, sums) | validated(run, state)
         line["gradient_norms"] = norms(gradient[run.config.backward], state)
         if chosen is not None:
@@ -218,6 +216,7 @@ def train(
         if done < run.steps and stop():
             folder.wait()
             raise Interrupted(f"step {done} of {run.steps}")
+        start = time.perf_counter()
     folder.wait()
 
 
@@ -257,7 +256,7 @@ def describe(run: Run) -> dict[str, Any]:
         "pixel_deviation": run.each([list(data.deviation) for data in run.data]),
         "data_sha256": run.each([data.sha256 for data in run.data]),
         "enlarged": run.data[0].enlarged,
-        "class_names": list(run.data[0].names),
+        "class_names": list(run.data[0].class_names),
         "devices": [str(d) for d in jax.devices()],
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in ("jaxcnn", "jax", "jaxlib", "optax")},
@@ -304,6 +303,9 @@ def _load(config: Config) -> tuple[DataSet, ...]:
     """The data of each seed; one that they have in common is kept once."""
     assert config.validation is not None  # complete() saw to it
     how = {"folder": config.data_dir, "validation": config.validation, "classes": config.classes}
+    how |= {"image_size": config.image_size, "cache": config.cache}
+    if config.seeds > 1 and is_streamed(config.data):
+        raise DataError(f"--seeds: got {config.seeds}, required 1 for a folder of images, which stay on disk")
     kept: dict[str, DataSet] = {}
     digests = []
     for seed in config.all_seeds:
@@ -311,7 +313,8 @@ def _load(config: Config) -> tuple[DataSet, ...]:
         digests.append(data.sha256)
         if data.sha256 not in kept:
             kept[data.sha256] = enlarged(data, RECIPES[config.model].size)
-            _require_memory(config.seeds if len(kept) > 1 else 1, kept[data.sha256])
+            if in_memory(data.train.images):
+                _require_memory(config.seeds if len(kept) > 1 else 1, kept[data.sha256])
     return tuple(kept[digest] for digest in digests)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class StoredArray(NamedTuple):
 
 
 class Samples(NamedTuple):
-    images: np.ndarray  # M×H×W×C, uint8 or float32
+    images: Any  # M×H×W×C, uint8 or float32: an array, or StreamedImages, which are read when they are indexed
     labels: np.ndarray  # (M,) int32 class indices
 
 
@@ -63,6 +63,17 @@ def require_unpackable(name: str, unpacked: int, packed: int) -> None:
             f"{name}: {packed} packed bytes announce {unpacked}, of which at most {limit} are unpacked; "
             "fetch the file again, or unpack it"
         )
+
+
+def in_memory(images: Any) -> bool:
+    return isinstance(images, np.ndarray)
+
+
+def in_parts(images: Any, size: int) -> Iterator[Any]:
+    """Consecutive slices of an array; of images on disk the next ones are read while one is in use."""
+    if hasattr(images, "in_parts"):
+        return images.in_parts(size)
+    return (images[start : start + size] for start in range(0, len(images), size))
 
 
 @contextlib.contextmanager

@@ -122,7 +122,7 @@ def train_step(
     mesh = all_devices() if mesh is None else mesh
     one = one_step("train_step", network, loss, optimizer, backward, microbatch, augment, skip_nonfinite, mesh)
     specs = {"images": P(mesh.axis_names), "labels": P(mesh.axis_names)}
-    return Step("train_step", _shared(one, mesh, specs), mesh, specs, in_pieces=True)
+    return Step("train_step", by_each_device(one, mesh, specs), mesh, specs, in_pieces=True)
 
 
 def train_steps(
@@ -167,7 +167,7 @@ def train_steps(
         return lax.scan(step, state, indices)
 
     specs = {"images": P(), "labels": P(), "indices": P(None, mesh.axis_names)}
-    return Step("train_steps", _shared(many, mesh, specs), mesh, specs, in_pieces=False)
+    return Step("train_steps", by_each_device(many, mesh, specs), mesh, specs, in_pieces=False)
 
 
 def shuffled(samples: int, batch: int, *, seed: int, epoch: int) -> jax.Array:
@@ -253,7 +253,7 @@ class Step:
             raise ValueError(f"{self.name}: an earlier step has used up this state; go on with the one it returned")
 
 
-def _shared(function: Callable[..., Any], mesh: Mesh, specs: dict[str, P]) -> Callable[..., Any]:
+def by_each_device(function: Callable[..., Any], mesh: Mesh, specs: dict[str, P]) -> Callable[..., Any]:
     """Run by each device with its share of the data."""
     if mesh.size == 1:
         return function
