@@ -8,14 +8,14 @@ import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Union
 
 import tyro
 
 from jaxcnn.cli_bench import Bench, bench
 from jaxcnn.cli_inference import Export, Predict, export, predict
-from jaxcnn.cli_report import Report
+from jaxcnn.cli_report import Report, report
 from jaxcnn.cli_summary import Explain, Summarize, explain, summarize
 from jaxcnn.cli_train import Train, train
 from jaxcnn.cli_verify import Verify, verify
@@ -31,23 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     try:
-        match _parse(arguments):
-            case Train() as command:
-                return train(command, _named(arguments))
-            case Verify() as command:
-                return verify(command)
-            case Bench() as command:
-                return bench(command)
-            case Summarize() as command:
-                return summarize(command)
-            case Explain() as command:
-                return explain(command)
-            case Predict() as command:
-                return predict(command)
-            case Export() as command:
-                return export(command)
-            case command:
-                raise AssertionError(f"no command: {command}")
+        command = _parse(arguments)
+        run = dict(COMMANDS.values())[type(command)]
+        return run(command, _named(arguments)) if run is train else run(command)
     except SystemExit as end:  # --help, and what _parse refuses
         return int(end.code or 0)
     except BrokenPipeError:  # the reader has seen enough
@@ -63,22 +49,22 @@ def _complain(message: str) -> int:
     return 2
 
 
-COMMANDS = {
-    "train": Train,
-    "report": Report,
-    "predict": Predict,
-    "export": Export,
-    "verify": Verify,
-    "explain": Explain,
-    "summary": Summarize,
-    "bench": Bench,
+COMMANDS: dict[str, tuple[type, Callable[..., int]]] = {
+    "train": (Train, train),
+    "report": (Report, report),
+    "predict": (Predict, predict),
+    "export": (Export, export),
+    "verify": (Verify, verify),
+    "explain": (Explain, explain),
+    "summary": (Summarize, summarize),
+    "bench": (Bench, bench),
 }
 
 
 def _parse(arguments: Sequence[str]) -> Any:
     """Raises SystemExit, with one line on standard error for what is wrong."""
     commands = Union[  # noqa: UP007 - made of a table
-        tuple(Annotated[made, tyro.conf.subcommand(name, prefix_name=False)] for name, made in COMMANDS.items())
+        tuple(Annotated[made, tyro.conf.subcommand(name, prefix_name=False)] for name, (made, _) in COMMANDS.items())
     ]
     first = arguments[0] if arguments else ""
     if first not in COMMANDS and re.match(r"\w", first):

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.layers import Layer, with_dtypes
+from jaxcnn.layers import Layer
 from jaxcnn.rules.resize import upsample_bilinear
 from jaxcnn.training.checkpoint import load
-from jaxcnn.training.recipes import RECIPES
+from jaxcnn.training.loop import config_of, network_of
 from jaxcnn.training.run_folder import read_config
 
 
@@ -65,9 +65,7 @@ def classifier(run: str | Path, *, seed: int | None = None) -> Classifier:
     """
     config = read_config(Path(run))
     params, state = load(run, seed=seed)
-    network = RECIPES[config["model"]].network(len(config["class_names"]))
-    if config["precision"] != "float32":
-        network = with_dtypes(network, computation=config["precision"], output="float32")
+    network = network_of(config_of(config), len(config["class_names"]))
     mean, deviation = config["pixel_mean"], config["pixel_deviation"]
     if config["seeds"] > 1:
         assert seed is not None  # load saw to it

@@ -12,21 +12,23 @@ from jaxcnn.layers import Layer
 from jaxcnn.layers.summary import summary
 from jaxcnn.report.record import Record
 from jaxcnn.training.checkpoint import load, params_sha256
-from jaxcnn.training.data import enlarged, load_data, require_same_data
-from jaxcnn.training.loop import network_of
+from jaxcnn.training.data import enlarged, require_same_data
+from jaxcnn.training.loop import data_of, network_of
 from jaxcnn.training.names import name_of
 from jaxcnn.training.recipes import RECIPES
-from jaxcnn.training.samples import DataError
+from jaxcnn.training.samples import DataError, in_parts
 
 BATCH = 250  # images that pass through the network at a time
+MISTAKES = 24  # that are shown
 
 
 class Answers(NamedTuple):
     """To the test images."""
 
-    images: np.ndarray  # M×H×W×C, pixels from 0 to 1 as far as they were in the data
     labels: np.ndarray  # (M,)
     probabilities: np.ndarray  # M×classes
+    names: tuple[str, ...]  # of the classes
+    images: dict[int, np.ndarray]  # H×W×C, pixels from 0 to 1, of the first mistakes, by their places
 
     @property
     def predicted(self) -> np.ndarray:
@@ -39,8 +41,7 @@ class Answers(NamedTuple):
 
     def mistakes(self) -> np.ndarray:
         """The places of the wrong ones, the most certain first."""
-        wrong = np.flatnonzero(self.predicted != self.labels)
-        return wrong[np.argsort(-self.probabilities[wrong].max(1), kind="stable")]
+        return _mistakes(self.labels, self.probabilities)
 
 
 class Shown(NamedTuple):
@@ -56,7 +57,7 @@ class Shown(NamedTuple):
 def shown(record: Record) -> Shown:
     """Reads the newest whole checkpoint, and of a finished run the data, whose digest must be the run's."""
     config, options = record.config, record.options
-    network = network_of(options, options.classes)
+    network = network_of(options, len(config["class_names"]))
     rows = summary(network, tuple(config["training_images"][1:])).rows
     layers = ["/".join(row.path[1:]) for row in rows if row.parameters]
     parameters, notes = sum(row.parameters for row in rows), []
@@ -86,23 +87,34 @@ def shown(record: Record) -> Shown:
 
 def _answers(record: Record, network: Layer, params: Any, state: Any) -> Answers:
     options = record.options
-    how = {"folder": options.data_dir, "validation": options.validation, "classes": options.classes}
-    data = load_data(options.data, seed=options.seed, **how)
+    data = data_of(options, options.seed)
     require_same_data(options.data, str(np.atleast_1d(record.config["data_sha256"])[0]), data)
     images, labels = enlarged(data, RECIPES[options.model].size).test
+    mean, deviation = (np.asarray(values, np.float32) for values in (data.mean, data.deviation))
 
     @jax.jit
     def probabilities(params, state, images):
         return jax.nn.softmax(network.forward(params, state, images)[0])
 
-    parts = [np.asarray(probabilities(params, state, images[i : i + BATCH])) for i in range(0, len(images), BATCH)]
-    pixels = data.test.images * np.asarray(data.deviation, np.float32) + np.asarray(data.mean, np.float32)
-    return Answers(_from_0_to_1(pixels), labels, np.concatenate(parts))
+    low, high, each = np.inf, -np.inf, []
+    for part, shown in zip(in_parts(images, BATCH), in_parts(data.test.images, BATCH), strict=True):
+        each.append(np.asarray(probabilities(params, state, part)))
+        pixels = shown * deviation + mean
+        low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
+    all_probabilities = np.concatenate(each)
+    wrong = _mistakes(labels, all_probabilities)[:MISTAKES]
+    pixels = _from_0_to_1(data.test.images[wrong] * deviation + mean, low, high)
+    names = tuple(record.config["class_names"])
+    return Answers(labels, all_probabilities, names, dict(zip(wrong.tolist(), pixels, strict=True)))
 
 
-def _from_0_to_1(pixels: np.ndarray) -> np.ndarray:
+def _mistakes(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
+    return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")]
+
+
+def _from_0_to_1(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
     """Pixels that were bytes, or in that range, as they are; of others the range of all is brought there."""
-    low, high = float(pixels.min()), float(pixels.max())
     if low < -1e-3 or high > 1 + 1e-3:
         pixels = (pixels - low) / (high - low)
     return pixels.clip(0, 1)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from jaxcnn.report import figures, html
-from jaxcnn.report.network import Answers, Shown
+from jaxcnn.report.network import MISTAKES, Answers, Shown
 
 CLASSES = 25  # the largest matrix that is shown whole
 PAIRS = 10  # the confusions that are listed
-MISTAKES = 24
 TILES = 5000  # filters, a tile a channel, up to which those of all convolutions are shown
 RIGHT, WRONG = "0, 114, 178", "213, 94, 0"  # red, green, blue
 
@@ -21,11 +20,11 @@ def confusion(shown: Shown) -> str | None:
     counts = answers.confusion()
     right, total = int(np.trace(counts)), int(counts.sum())
     said = html.paragraph(f"{right:,} of {total:,} test images are right, {right / total:.2%}.")
-    matrix = [_matrix(counts)] if len(counts) <= CLASSES else []
-    return said + html.columns([*matrix, _confused(counts)])
+    matrix = [_matrix(counts, answers.names)] if len(counts) <= CLASSES else []
+    return said + html.columns([*matrix, _confused(counts, answers.names)])
 
 
-def _matrix(counts: np.ndarray) -> str:
+def _matrix(counts: np.ndarray, names: tuple[str, ...]) -> str:
     classes = range(len(counts))
     largest = max(1, int(counts.max()))
     mistakes = max(1, int((counts - np.diag(np.diag(counts))).max()))
@@ -38,19 +37,19 @@ def _matrix(counts: np.ndarray) -> str:
                 continue
             colour, share = (RIGHT, count / largest) if label == predicted else (WRONG, count / mistakes)
             cells.append(f'<td style="background:rgba({colour}, {0.12 + 0.4 * share:.2f})">{count}</td>')
-        body.append([html.row_heading(str(label)), *cells])
+        body.append([html.row_heading(names[label]), *cells])
     caption = "Test images: a row for each label, a column for each prediction"
-    return html.framed(caption, ["", *map(str, classes)], body, "confusion")
+    return html.framed(caption, ["", *names], body, "confusion")
 
 
-def _confused(counts: np.ndarray) -> str:
+def _confused(counts: np.ndarray, names: tuple[str, ...]) -> str:
     """The most frequent mistakes in words."""
     wrong = counts - np.diag(np.diag(counts))
     pairs = [(int(wrong[label, predicted]), label, predicted) for label, predicted in np.argwhere(wrong)]
     pairs = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:PAIRS]
     if not pairs:
         return html.paragraph("No test image is wrong.")
-    rows = [[f"{label} taken for {predicted}", f"{count:,}"] for count, label, predicted in pairs]
+    rows = [[f"{names[label]} taken for {names[predicted]}", f"{count:,}"] for count, label, predicted in pairs]
     return html.table("The most frequent confusions", ["", "images"], rows)
 
 
@@ -70,7 +69,7 @@ def mistakes(name: str, shown: Shown) -> str | None:
 
 
 def _mistake(name: str, answers: Answers, place: int) -> str:
-    label, predicted = answers.labels[place], answers.predicted[place]
+    label, predicted = (answers.names[k] for k in (answers.labels[place], answers.predicted[place]))
     probability = answers.probabilities[place].max()
     pixels = answers.images[place]
     text = f"{name}: test image {place}, a {label}, taken for {predicted}"

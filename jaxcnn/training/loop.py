@@ -299,17 +299,21 @@ def new_folder(config: Config) -> Path:
     return Path("runs") / f"{data}-{config.model}-seed{seeds}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _load(config: Config) -> tuple[DataSet, ...]:
-    """The data of each seed; one that they have in common is kept once."""
+def data_of(config: Config, seed: int) -> DataSet:
+    """The data of one seed, not yet scaled up."""
     assert config.validation is not None  # complete() saw to it
     how = {"folder": config.data_dir, "validation": config.validation, "classes": config.classes}
-    how |= {"image_size": config.image_size, "cache": config.cache}
+    return load_data(config.data, seed=seed, **how, image_size=config.image_size, cache=config.cache)
+
+
+def _load(config: Config) -> tuple[DataSet, ...]:
+    """The data of each seed; one that they have in common is kept once."""
     if config.seeds > 1 and is_streamed(config.data):
         raise DataError(f"--seeds: got {config.seeds}, required 1 for a folder of images, which stay on disk")
     kept: dict[str, DataSet] = {}
     digests = []
     for seed in config.all_seeds:
-        data = load_data(config.data, seed=seed, **how)
+        data = data_of(config, seed)
         digests.append(data.sha256)
         if data.sha256 not in kept:
             kept[data.sha256] = enlarged(data, RECIPES[config.model].size)
