@@ -415,8 +415,8 @@ def test_resume_refuses_other_data(rng, tmp_path, monkeypatch, capfd):
         ("--epochs 3", "--epochs: got 3, but the run to resume has 20; leave it out, only --cores, "),
         (
             "--seed=1",
-            "--seed: got 1, but the run to resume has 0; leave it out, only --cores, --data, --data-dir "
-            "and --skip-nonfinite may change",
+            "--seed: got 1, but the run to resume has 0; leave it out, only --cores, --data, --data-dir, "
+            "--cache and --skip-nonfinite may change",
         ),
         ("--validation 0", "--validation: got 0.0, but the run to resume has 0.1; leave it out"),  # the default
         ("--learning-rate 0.5", "--learning-rate: got 0.5, but the run to resume has 0.008; leave it out"),

@@ -203,7 +203,7 @@ print(images, peak() - before)
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=True)
     images, grown = map(float, done.stdout.split())
     assert images == 10000
-    assert grown < 117 / 2, f"{grown} MiB"
+    assert grown < 117 / 4, f"{grown} MiB"
 
 
 def test_a_step_that_is_not_finite_is_found_and_left_out(run, tmp_path):
