@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -32,12 +32,13 @@ def gradients_of_first_batch(run: Run) -> dict[str, Gradient]:
 
     def by(backward: str) -> Gradient:
         @jax.jit
-        def program(state: TrainState, images, labels):
+        def program(kept: Any, images, labels):
+            state = on_device(like, kept)  # in here: outside it would be a program for each shape
             first = state if run.config.seeds == 1 else jax.tree.map(lambda leaf: leaf[0], state)
             return gradients(run.network, softmax_cross_entropy, first, images, labels, backward=backward)
 
         def gradient(state: TrainState) -> list[tuple[str, np.ndarray]]:
-            found = jax.device_get(program(on_device(like, on_host(_without_optimizer(state))), *batch))
+            found = jax.device_get(program(on_host(_without_optimizer(state)), *batch))
             return [(name_of(path), leaf) for path, leaf in jax.tree.leaves_with_path(found)]
 
         return gradient
