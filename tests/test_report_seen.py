@@ -41,9 +41,7 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     train(loop.prepare(dataclasses.replace(SMALL, validation=0.1)), folder / "one")
     several = dataclasses.replace(SMALL, batch_size=32, seeds=2)
-    train(
-        loop.prepare(several), folder / "a_run_of_several_seeds_with_a_long_name_that_has_no_end_and_no_place_to_break"
-    )
+    train(loop.prepare(several), folder / "a_run_of_several_seeds_with_a_long_name_without_an_end_or_a_break")
     runs = [str(path) for path in sorted(folder.iterdir())]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "keep_compiled_programs", lambda: None)  # this process has its own cache
