@@ -10,6 +10,7 @@ import inspect
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,13 +110,13 @@ class Row(NamedTuple):
         return self.given in self.fault.causes
 
 
-def rows(with_peers: bool = False) -> list[Row]:
+def rows(with_peers: bool = False, faults: Sequence[Fault] = FAULTS) -> list[Row]:
     from rich.progress import track
 
     if with_peers:
         from planted_peers import PEERS
     result = []
-    for fault in track(FAULTS, "verifying"):
+    for fault in track(faults, "verifying"):
         start = time.perf_counter()
         given = cause_given(fault)
         seconds = time.perf_counter() - start
