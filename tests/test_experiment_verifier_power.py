@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import json
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiment_folder import FOLDER, README, experiment, imported
 from planted_faults import FAULTS, Row
 from planted_peers import NO_TWIN
 
 import jaxcnn
 
-FOLDER = Path(__file__).parents[1] / "experiments"
-README = (FOLDER / "README.md").read_text(encoding="utf-8")
-
 
 @pytest.fixture(scope="module")
 def run():
-    """Its run.py, imported as its own runs import it, with what they share from the folder above."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        spec = importlib.util.spec_from_file_location("experiment_verifier", FOLDER / "verifier_power" / "run.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-        sys.modules.pop("common", None)
+    with imported("verifier_power"):
+        yield experiment("verifier_power")
 
 
 def test_quick_runs(run, tmp_path):
