@@ -86,6 +86,7 @@ from jaxcnn.version import __version__
 if TYPE_CHECKING:
     from jaxcnn.inference.classifier import classifier
     from jaxcnn.inference.export import exported
+    from jaxcnn.report.report_page import report_page
     from jaxcnn.training import augment
     from jaxcnn.training.checkpoint import load, save
     from jaxcnn.training.devices import use_cpu_cores
@@ -196,6 +197,7 @@ __all__ = [
     "reflect_pad",
     "relu",
     "relu6",
+    "report_page",
     "residual",
     "rms_norm",
     "rotate180",
@@ -241,6 +243,7 @@ _LAZY = {
     "init_train_states": "jaxcnn.training.seeds",
     "load": "jaxcnn.training.checkpoint",
     "per_sample_gradients": "jaxcnn.training.per_sample",
+    "report_page": "jaxcnn.report.report_page",
     "save": "jaxcnn.training.checkpoint",
     "shuffled": "jaxcnn.training.step",
     "train_seeds": "jaxcnn.training.seeds",

@@ -286,6 +286,7 @@ def test_the_readmes_snippet(run, tmp_path, monkeypatch):
     exec(compile(block, "README.md", "exec"), names)
     np.testing.assert_allclose(names["run"](images), names["probabilities"], rtol=1e-5)
     assert names["probabilities"].shape == (2, 10)
+    assert "<title>Training report: " in (tmp_path / "report.html").read_text("utf-8")
 
 
 def test_a_classifier_is_frozen(run):
