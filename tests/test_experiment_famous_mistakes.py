@@ -70,6 +70,18 @@ def test_each_mistake_is_made_in_the_network_and_the_right_one_is_right(mistakes
     ]
     # Nothing in this network ties but zeros, behind a ReLU, and no cotangent is as large as 1.
     assert set(same) <= {"all ties get the gradient", "dy clipped to ±1"}
+    # These two show where dy is large, and where plain areas tie above zero.
+    plain = np.tile(rng.standard_normal((mistakes.BATCH, 1, 1, 1)), (1, 8, 8, 1)).astype(np.float32)
+    for name, given, factor in (("dy clipped to ±1", images, 1000.0), ("all ties get the gradient", plain, 1.0)):
+        number = 1 + [m.name for m in mistakes.MISTAKES].index(name)
+        gradients = []
+        for variant in (0, number):
+            own = common.with_leaves(state.state, "variant", variant)
+            logits, _, residuals = network.forward(params, own, given, train=True)
+            dy = factor * (jax.nn.softmax(logits) - jax.nn.one_hot(labels, 10)) / len(labels)
+            gradients.append(network.backward(residuals, dy)[0])
+        near = jaxcnn.alignment(*gradients)
+        assert min(float(a.cosine) for a in near.values()) < 0.999, name
 
 
 def test_outcomes_and_what_is_hidden():

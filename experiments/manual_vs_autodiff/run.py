@@ -186,10 +186,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     networks = [of_network(name, dtype, seeds) for name in names for dtype in DTYPES]
     split = common.digits(seeds)
     training = [apart(dtype, split, seeds, steps) for dtype in DTYPES]
-    print(in_words(rules, networks, training))
     how = {"seeds": list(seeds), "steps": steps, "batch": BATCH, "optimizer": f"sgd, rate {RATE}, momentum 0.9"}
-    common.write(options, **how, rules=rules, networks=networks, training=training)
-    draw(rules, networks, training, options.out / "manual_vs_autodiff.png")
+    record = common.write(options, **how, rules=rules, networks=networks, training=training)
+    found = [record[part] for part in ("rules", "networks", "training")]
+    print(in_words(*found))
+    draw(*found, options.out / "manual_vs_autodiff.png")
     return 0
 
 
