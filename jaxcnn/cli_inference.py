@@ -29,7 +29,7 @@ class Predict:
     top: int = 3
     """How many classes to show."""
     resize: bool = False
-    """Scale pictures of another size."""
+    """Of a picture of another size take the middle in the shape of the run's images, scaled."""
     seed: Annotated[int | None, _SEED] = None
     """Which one's network, of a run of several seeds."""
     json: Annotated[Path | None, _FILE] = None

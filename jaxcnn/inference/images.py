@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from jaxcnn.training.image_files import Size, decoded, header
 from jaxcnn.training.samples import DataError
 
-_COLORS = {1: "L", 3: "RGB"}  # Pillow's mode for so many channels
-_OF_BYTES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")  # Pillow's modes of at most 8 bits a channel, without transparency
 
-
-def read_images(path: Path, size: tuple[int, int, int], *, resize: bool = False) -> np.ndarray:
+def read_images(path: Path, size: Size, *, resize: bool = False) -> np.ndarray:
     """The images in a file, as a classifier of that size takes them.
 
     Args:
-      path: PNG, JPEG or whatever Pillow reads, as uint8, turned as its EXIF data say, in grey or in color as the size
-        has channels; or .npy, one image H×W, H×W×C or many N×H×W×C, in its own dtype.
-      size: H, W, C. resize: whether a picture of another size is scaled to it, without regard to its proportions.
+      path: PNG or JPEG, decoded as those of a folder of images are, as uint8, in gray or in color as the size has
+        channels; or .npy, one image H×W, H×W×C or many N×H×W×C, in its own dtype.
+      size: H, W, C. resize: whether of a picture of another size the middle in the shape of H×W is scaled to it.
 
     Returns:
       N×H×W×C.
@@ -50,34 +47,22 @@ def _array(path: Path) -> np.ndarray:
     return array
 
 
-def _picture(path: Path, size: tuple[int, int, int], resize: bool) -> np.ndarray:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def _picture(path: Path, size: Size, resize: bool) -> np.ndarray:
+    if size[2] not in (1, 3):
+        raise DataError(f"{path}: a picture has 1 or 3 channels, the run's images have {size[2]}; give them as .npy")
+    found = header(str(path))
+    if found[:2] != size[:2] and not resize:
+        raise DataError(f"{path}: got {_words(found[:2])} pixels, required {_words(size[:2])}; --resize scales it")
+    _require_opaque(path)
+    return decoded(str(path), size)[None]
 
-    height, width, channels = size
-    if channels not in _COLORS:
-        raise DataError(f"{path}: a picture has 1 or 3 channels, the run's images have {channels}; give them as .npy")
-    try:
-        with Image.open(path) as file:
-            picture: Any = ImageOps.exif_transpose(file)
-            picture.load()
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: no picture that can be read; PNG, JPEG or .npy is required") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: broken: {' '.join(str(error).split())}") from None
-    if picture.has_transparency_data:
-        opaque = picture.convert("RGBA")
-        if opaque.getextrema()[3][0] < 255:
+
+def _require_opaque(path: Path) -> None:
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        if picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255:
             raise DataError(f"{path}: has transparent pixels; save it on a background")
-        picture = opaque.convert("RGB")
-    if picture.mode not in _OF_BYTES:
-        raise DataError(f"{path}: has more than 8 bits a channel (Pillow's mode {picture.mode}); save it with 8")
-    picture = picture.convert(_COLORS[channels])
-    if picture.size != (width, height):
-        if not resize:
-            got = f"{picture.height}×{picture.width}"
-            raise DataError(f"{path}: got {got} pixels, required {height}×{width}; --resize scales it")
-        picture = picture.resize((width, height))  # bicubic, averaged where it shrinks
-    return np.asarray(picture).reshape(1, *size)
 
 
 def _words(shape: tuple[int, ...]) -> str:

@@ -83,14 +83,15 @@ def image_files(folder: Path) -> Files:
 def header(path: str) -> Header:
     """Raises DataError for what is no image, or one of more than 8 bits."""
     with _opened(path) as image:
-        return Header(image.height, image.width, _channels(path, image))
+        rows, columns = image.size if _lies(image) else image.size[::-1]
+        return Header(rows, columns, _channels(path, image))
 
 
 def decoded(path: str, size: Size) -> np.ndarray:
     """H×W×C uint8. Of an image of another size the middle in the shape of H×W, scaled.
 
-    An orientation noted in a photo is not followed, and transparency is dropped. A large JPEG is decoded at an eighth,
-    a quarter or half of its size where that is enough.
+    A photo is turned as its EXIF data say, and transparency is dropped. A large JPEG is decoded at an eighth, a quarter
+    or half of its size where that is enough.
 
     Raises:
       DataError: no image, or a broken one.
@@ -99,8 +100,9 @@ def decoded(path: str, size: Size) -> np.ndarray:
 
     height, width, channels = size
     with _opened(path) as image:
-        image.draft(None, (width, height))
+        image.draft(None, (height, width) if _lies(image) else (width, height))
         _channels(path, image)
+        image = ImageOps.exif_transpose(image) if image.format == "JPEG" else image
         mode = "L" if channels == 1 else "RGB"
         image = image if image.mode == mode else image.convert(mode)
         if image.size != (width, height):
@@ -114,6 +116,11 @@ def size_from(text: str) -> tuple[int, int]:
         raise DataError(f"--image-size: got {text!r}, required pixels, as 32, or rows and columns, as 48x64")
     rows, *columns = map(int, re.split("[x×]", text))
     return rows, *(columns or [rows])  # pyright: ignore[reportReturnType]
+
+
+def _lies(image: Any) -> bool:
+    """Whether a photo is to be turned by 90 degrees. In a PNG file that may stand behind the pixels: not looked for."""
+    return image.format == "JPEG" and image.getexif().get(0x0112, 1) > 4
 
 
 def _channels(path: str, image: Any) -> int:
