@@ -1,10 +1,14 @@
 """`python -m jaxcnn`, and the `jaxcnn` command."""
 
+import io
 import sys
 
 
 def main() -> int:
     """The command line, or one line that says what to install for it."""
+    for stream in (sys.stdout, sys.stderr):  # names that an ASCII terminal does not have
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         from jaxcnn.cli import main
 

@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if list(arguments) == ["--version"]:
         print(__version__)
         return 0
+    if "--tyro-print-completion" in arguments:
+        return _completion(arguments)
     try:
         command = _parse(arguments)
         run = dict(COMMANDS.values())[type(command)]
@@ -59,6 +61,28 @@ COMMANDS: dict[str, tuple[type, Callable[..., int]]] = {
     "summary": (Summarize, summarize),
     "bench": (Bench, bench),
 }
+
+
+def _completion(arguments: Sequence[str]) -> int:
+    """tyro's script for a shell, each description in one line; for paths the shell's own completion besides."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        status = _status(arguments)
+    lines = (
+        line.replace("\\n", " ") if line.startswith("COMPLETION_SPEC") else line
+        for line in said.getvalue().splitlines()
+    )
+    print("\n".join(lines).replace("complete -F ", "complete -o default -F "))
+    return status
+
+
+def _status(arguments: Sequence[str]) -> int:
+    """Of what tyro does itself."""
+    try:
+        _parse(arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
 
 
 def _parse(arguments: Sequence[str]) -> Any:
@@ -100,6 +124,10 @@ def _one_line(box: str) -> str:
     _, first, *more = (" ".join(part.replace("│", " ").split()) for part in re.split(rule, box))
     meant = re.findall(r"--[\w-]+", more[0]) if "meant" in more[0] else []
     hint = f"did you mean {meant[0]}? " if meant else ""
+    if (choice := re.search(r"invalid choice '(.*?)'.*\((.*)\)", first)) and (
+        near := difflib.get_close_matches(choice[1], re.findall(r"'(.*?)'", choice[2]), 1)
+    ):
+        hint = f"did you mean {near[0]}? "
     first = _of_a_number(first.split(" Got errors:")[0].rstrip("."))
     return f"{first}; {hint}see jaxcnn --help"
 

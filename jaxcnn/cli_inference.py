@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import sys
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from jaxcnn.files import require_writable
+
+if TYPE_CHECKING:
+    from jaxcnn.inference.classifier import Classifier
 
 _SEED = tyro.conf.arg(metavar="INT", help_behavior_hint="")
 _FILE = tyro.conf.arg(metavar="FILE", help_behavior_hint="")
@@ -58,15 +64,20 @@ def predict(arguments: Predict) -> int:
     import jax
     import numpy as np
 
-    from jaxcnn.inference.classifier import classifier
     from jaxcnn.inference.images import read_images
 
     if arguments.top < 1:
         raise ValueError(f"--top: got {arguments.top}, required at least 1")
     if not arguments.images:
         raise ValueError("predict: got no IMAGE, required at least one file: jaxcnn predict RUN IMAGE ...")
-    network = classifier(arguments.run, seed=arguments.seed)
+    if arguments.json in arguments.images:
+        raise ValueError(f"--json: got {arguments.json}, which is one of the images; give another file")
+    network = _classifier(arguments.run, arguments.seed)
     files = {path: read_images(path, network.size, resize=arguments.resize) for path in arguments.images}
+    for path, images in files.items():
+        if network.unit and images.dtype.kind == "f" and (images.min() < 0 or images.max() > 1):
+            got = f"from {images.min():g} to {images.max():g}"
+            raise ValueError(f"{path}: got floats {got}, required from 0 to 1, as the run's images were, or bytes")
     require_writable("--json", arguments.json)
     run = jax.jit(network)
     results = []
@@ -86,12 +97,11 @@ def predict(arguments: Predict) -> int:
 
 def export(arguments: Export) -> int:
     """Exports; returns the exit status."""
-    from jaxcnn.inference.classifier import classifier
     from jaxcnn.inference.export import PLATFORMS, exported
 
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise ValueError(f"--batch-size: got {arguments.batch_size}, required at least 1")
-    network = classifier(arguments.run, seed=arguments.seed)
+    network = _classifier(arguments.run, arguments.seed)
     file = arguments.out or arguments.run / "network.stablehlo"
     require_writable("--out", file)
     program = exported(network, batch=arguments.batch_size)
@@ -102,3 +112,24 @@ def export(arguments: Export) -> int:
     print(f"  run = jax.export.deserialize(bytearray(open({str(file)!r}, 'rb').read())).call")
     print(f"  run(images)  # {size}, float32 from 0 to 1 -> probabilities of {', '.join(network.names)}")
     return 0
+
+
+def _classifier(run: Path, seed: int | None) -> Classifier:
+    """That of a run; what `load` warns of is said in a line on standard error."""
+    from jaxcnn.inference.classifier import classifier
+    from jaxcnn.training.run_folder import read_config
+
+    config = read_config(run)
+    seeds = range(config["seed"], config["seed"] + config["seeds"])
+    has = f"{run} has the {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"
+    if seed is None and len(seeds) > 1:
+        raise ValueError(f"{has}; choose one by --seed")
+    if seed is not None and seed not in seeds:
+        raise ValueError(f"--seed: got {seed}, but {has}")
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax' words on checkpoints that are being written
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        network = classifier(run, seed=seed)
+    for warning in caught:
+        print(f"jaxcnn: warning: {warning.message}", file=sys.stderr)
+    return network

@@ -31,7 +31,9 @@ class Train:
     """Train a network, every gradient by hand.
 
     jaxcnn train --out runs/first
+
     jaxcnn train --data fashion-mnist --model two_conv --epochs 3
+
     jaxcnn train --resume runs/first
     """
 

@@ -19,12 +19,15 @@ README = (FOLDER / "README.md").read_text(encoding="utf-8")
 @contextmanager
 def imported(*names: str) -> Iterator[None]:
     """They import what they share from the folder above, and what is in their own: `names` are forgotten at the end."""
+    own = ["common", *(path.stem for name in names for path in (FOLDER / name).glob("*.py"))]
     with pytest.MonkeyPatch.context() as patch:
         for name in names:
             patch.syspath_prepend(FOLDER / name)
         patch.syspath_prepend(FOLDER)
+        for name in own:
+            patch.delitem(sys.modules, name, raising=False)
         yield
-        for name in ("common", *(p.stem for folder in names for p in (FOLDER / folder).glob("*.py"))):
+        for name in own:
             sys.modules.pop(name, None)
 
 

@@ -89,7 +89,7 @@ def test_load_takes_the_checkpoint_before_a_damaged_one(tmp_path):
         params, _ = jaxcnn.load(tmp_path / "run")
     assert params_sha256(params) == params_sha256(state.params)
     (first / "state" / "_METADATA").write_text("")
-    with pytest.warns(match="damaged"), pytest.raises(DataError, match="neither a complete network"):
+    with pytest.warns(match="damaged"), pytest.raises(DataError, match="no checkpoint is whole"):
         jaxcnn.load(tmp_path / "run")
 
 

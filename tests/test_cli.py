@@ -22,6 +22,7 @@ from test_data import TEST, TEST_LABELS, TRAIN, TRAIN_LABELS, arrays, at, write
 from test_idx import idx
 
 from jaxcnn import cli, models, summary
+from jaxcnn.cli_train import Train
 from jaxcnn.training import devices
 from jaxcnn.training.config import Config
 
@@ -525,3 +526,14 @@ def test_shell_completion(shell, capsys):
     script = capsys.readouterr().out
     for word in (*cli.COMMANDS, "--learning-rate", "mobilenet_v2"):
         assert word in script
+
+
+def test_bash_completes_options_and_nothing_else(tmp_path, capsys):
+    assert cli.main(["--tyro-print-completion", "bash"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    typed = "COMP_WORDS=(jaxcnn train --); COMP_CWORD=2; COMP_LINE='jaxcnn train --'; COMP_POINT=15"
+    asks = f"source {tmp_path / 'script'}; {typed}; _tyro_jaxcnn jaxcnn -- train; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "-c", asks], capture_output=True, text=True, check=True, cwd=tmp_path)
+    options = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Train)}
+    assert set(done.stdout.split("\n")) - {""} == options | {"--help"}
+    assert "complete -o default -F" in (tmp_path / "script").read_text()

@@ -174,7 +174,7 @@ def test_the_command(tmp_path, capsys):
             "explain source --input 8x8x1 --html no/such/page.html",
             "--html: got no/such/page.html, required a file that",
         ),
-        ("explein source", "got the command explein; did you mean explain? the commands are train, predict, "),
+        ("explein source", "got the command explein; did you mean explain? the commands are train, report, "),
         ("thesis", "got the command thesis; the commands are train, "),
     ],
 )

@@ -68,6 +68,7 @@ def test_a_folder_is_the_same_data_as_an_npz_file(sets):
     a, b = (load_data(str(path), seed=3, validation=0.2, classes=3) for path in sets)
     assert a.sha256 == b.sha256
     assert (a.class_names, a.classes, a.augment) == (CLASSES, 3, "none")
+    assert a.test.images[np.array([], int)].shape == (0, 8, 8, 3)
     np.testing.assert_allclose((a.mean, a.deviation), (b.mean, b.deviation), rtol=1e-14)
     for name in ("train", "validation", "test"):
         one, other = getattr(a, name), getattr(b, name)
@@ -315,10 +316,10 @@ def deep(folder):
 
 
 WRONG = {
-    "a broken image": (cut, r"train/cat/0001\.png: cannot be read: .*truncated.*; fetch it again, or take it away$"),
+    "a broken image": (cut, r"train/cat/0001\.png: cannot be read: .*truncated.*$"),
     "no image": (
         lambda f: broken(f, "train/dog/a.png", b"text"),
-        r"train/dog/a\.png: no PNG or JPEG image; take it away$",
+        r"train/dog/a\.png: no PNG or JPEG image$",
     ),
     "an empty file": (lambda f: broken(f, "train/dog/a.jpg", b""), r"train/dog/a\.jpg: no PNG or JPEG image; take it"),
     "another kind": (

@@ -54,6 +54,7 @@ def raw(data):
 def pictures(tmp_path_factory):
     """Some digits as PNG, of 8 bits."""
     folder = tmp_path_factory.mktemp("pictures")
+    np.save(folder / "sixteen.npy", load_digits().images[:4])
     for i, image in enumerate(load_digits().images[:4]):
         Image.fromarray((image * 255 / 16).astype(np.uint8)).save(folder / f"{i}.png")
     return folder
@@ -170,17 +171,23 @@ def spoilt(path):
     np.save(path / "nan.npy", np.full((8, 8), np.nan))
     np.save(path / "wide.npy", np.zeros((8, 9)))
     np.save(path / "flat.npy", np.zeros(64))
+    np.save(path / "empty.npy", np.zeros((0, 8, 8, 1)))
+    np.save(path / "scalar.npy", np.zeros(()))
+    (path / "folder").mkdir()
     return {
         "transparent.png": "has transparent pixels; save it on a background",
         "deep.png": "got Pillow's mode I;16, required 8 bits of gray or of each colour",
         "cut.png": "cannot be read: ",
         "words.png": "no PNG or JPEG image",
-        "words.npy": "not a .npy file of numbers: ",
-        "objects.npy": "not a .npy file of numbers: ",
+        "words.npy": "no .npy file of numbers",
+        "objects.npy": "no .npy file of numbers",
         "whole.npy": "got the dtype int64, required uint8 or floating",
         "nan.npy": "holds values that are NaN or infinite",
         "wide.npy": "got an array 8×9, required 8×8×1 or N×8×8×1",
         "flat.npy": "got an array 64, required 8×8×1 or N×8×8×1",
+        "empty.npy": "holds no image",
+        "scalar.npy": "got an array of a single number, required 8×8×1",
+        "folder": "a folder; give the files in it",
         "none.png": "no such file",
     }
 
@@ -264,8 +271,10 @@ def test_the_file_lies_in_the_run_folder_by_default(run):
         ("predict RUN", "predict: got no IMAGE, required at least one file: jaxcnn predict RUN IMAGE ..."),
         ("predict RUN none.png", "none.png: no such file"),
         ("predict RUN 0.png --top 0", "--top: got 0, required at least 1"),
-        ("predict RUN 0.png --seed 5", "load: seed: got 5, but "),
+        ("predict RUN 0.png --seed 5", "--seed: got 5, but "),
         ("predict RUN 0.png --json no/such.json", "--json: got no/such.json, required a file that can be written"),
+        ("predict RUN sixteen.npy", "sixteen.npy: got floats from 0 to 16, required from 0 to 1, as the run's images"),
+        ("predict RUN 0.png --json 0.png", "--json: got 0.png, which is one of the images; give another file"),
         ("predict nowhere 0.png", "nowhere: no run there: config.json: No such file or directory"),
         ("export nowhere", "nowhere: no run there: config.json: No such file or directory"),
         ("export RUN --out no/such", "--out: got no/such, required a file that can be written"),

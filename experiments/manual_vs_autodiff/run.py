@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training = [apart(dtype, split, seeds, steps) for dtype in DTYPES]
     how = {"seeds": list(seeds), "steps": steps, "batch": BATCH, "optimizer": f"sgd, rate {RATE}, momentum 0.9"}
     record = common.write(options, **how, rules=rules, networks=networks, training=training)
-    found = [record[part] for part in ("rules", "networks", "training")]
+    found = record["rules"], record["networks"], record["training"]
     print(in_words(*found))
     draw(*found, options.out / "manual_vs_autodiff.png")
     return 0

@@ -26,13 +26,14 @@ class Classifier:
     """
 
     network: Layer
-    params: Any
-    state: Any
+    params: Any = dataclasses.field(repr=False)
+    state: Any = dataclasses.field(repr=False)
     size: tuple[int, int, int]  # H, W, C of the images it takes
     enlarged: int  # how often they are scaled up before the network, bilinearly
     mean: tuple[float, ...]  # of each channel of the training images
     deviation: tuple[float, ...]
     names: tuple[str, ...]  # of the classes
+    unit: bool  # whether its floats are from 0 to 1
 
     def __call__(self, images: Any) -> jax.Array:
         images = jnp.asarray(images)
@@ -75,5 +76,5 @@ def classifier(run: str | Path, *, seed: int | None = None) -> Classifier:
     height, width = (n // factor for n in rows_and_columns)
     return Classifier(
         network, params, state, (height, width, channels), factor, tuple(mean), tuple(deviation),
-        tuple(config["class_names"]),
+        tuple(config["class_names"]), not config["data"].endswith(".npz"),
     )  # fmt: skip

@@ -26,10 +26,12 @@ def read_images(path: Path, size: Size, *, resize: bool = False) -> np.ndarray:
         values that are no numbers. ModuleNotFoundError: Pillow is not installed; the extra "images" brings it.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: {'a folder; give the files in it' if path.is_dir() else 'no such file'}")
     given = _array(path) if path.suffix == ".npy" else _picture(path, size, resize)
     images = given[..., None] if size[2] == 1 and given.shape[-2:] == size[:2] else given  # the channel left out
     images = images[None] if images.ndim == 3 else images
+    if not given.size:
+        raise DataError(f"{path}: holds no image")
     if images.ndim != 4 or images.shape[1:] != size:
         raise DataError(f"{path}: got an array {_words(given.shape)}, required {_words(size)} or N×{_words(size)}")
     return images
@@ -39,7 +41,7 @@ def _array(path: Path) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path}: not a .npy file of numbers: {' '.join(str(error).split())}") from None
+        raise DataError(f"{path}: no .npy file of numbers") from error
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise DataError(f"{path}: got the dtype {array.dtype}, required uint8 or floating")
     if not np.isfinite(array).all():
@@ -61,9 +63,9 @@ def _require_opaque(path: Path) -> None:
     from PIL import Image
 
     with Image.open(path) as picture:
-        if picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255:
+        if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
             raise DataError(f"{path}: has transparent pixels; save it on a background")
 
 
 def _words(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))
+    return "×".join(map(str, shape)) or "of a single number"

@@ -208,6 +208,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; margin:
 dt { color: #888; }
 dd { margin: 0; overflow-wrap: anywhere; }
 pre { overflow-x: auto; background: #8882; padding: 0.75rem; font-size: 0.85rem; line-height: 1.4; }
+@media (max-width: 40rem) { pre.formula { white-space: pre-wrap; } }
 summary { cursor: pointer; overflow-wrap: anywhere; }
 </style>
 </head>
@@ -225,7 +226,7 @@ def _section(number: int, step: Step) -> str:
     if size := sum(array.bytes for array in step.saved):
         rows["saved"] += f" ({size:,} bytes)"
     terms = "".join(f"<dt>{word}</dt><dd>{html.escape(text)}</dd>" for word, text in rows.items())
-    formula = f"<pre>{html.escape(step.derivation)}</pre>" if step.derivation else ""
+    formula = f'<pre class="formula">{html.escape(step.derivation)}</pre>' if step.derivation else ""
     code = ""
     if step.code:
         code = f"<details><summary>{html.escape(step.place)}</summary><pre>{html.escape(step.code)}</pre></details>"

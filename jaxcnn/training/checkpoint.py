@@ -61,7 +61,7 @@ def load(path: str | Path, *, seed: int | None = None) -> tuple[dict[str, Any], 
     path = Path(path).absolute()
     if not path.is_dir():
         raise FileNotFoundError(f"load: {path}: no such folder")
-    folders = checkpoints(path) if (path / "checkpoints").is_dir() else [path]
+    folders = checkpoints(path) or [path]
     for folder in folders:
         try:
             tree, record = read(folder)
@@ -72,6 +72,8 @@ def load(path: str | Path, *, seed: int | None = None) -> tuple[dict[str, Any], 
         except (Damaged, KeyError):
             if folder is not folders[-1]:
                 warnings.warn(f"load: {folder} is damaged; the checkpoint before it is taken", stacklevel=2)
+    if (path / "config.json").exists():
+        raise DataError(f"load: {path}: {'no checkpoint is whole' if folders != [path] else 'no checkpoint in it'}")
     raise DataError(f"load: {path} is neither a complete network of jaxcnn.save nor a run folder")
 
 

@@ -108,7 +108,8 @@ def load_data(
 
 def is_streamed(name: str) -> bool:
     """Whether the images of that name or path stay on disk."""
-    return name not in NAMES and Path(name).is_dir() and is_image_folder(Path(name))
+    folder = Path(name)
+    return name not in NAMES and folder.is_dir() and not is_cifar(folder) and is_image_folder(folder)
 
 
 def require_same_data(name: str, sha256: str, data: DataSet) -> None:

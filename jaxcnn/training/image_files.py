@@ -140,10 +140,10 @@ def _opened(path: str) -> Iterator[Any]:
     except DataError:
         raise
     except Image.UnidentifiedImageError:
-        raise DataError(f"{path}: no PNG or JPEG image; take it away") from None
+        raise DataError(f"{path}: no PNG or JPEG image") from None
     except Exception as error:  # of many kinds, by what is broken
         said = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: cannot be read: {said}; fetch it again, or take it away") from None
+        raise DataError(f"{path}: cannot be read: {said}") from None
 
 
 def _visible(folder: Path) -> list[Path]:

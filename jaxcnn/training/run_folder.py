@@ -141,7 +141,8 @@ class RunFolder:
         """
         identity, damaged = _identity(self.config()), []
         template = _tree(like, chosen)
-        for folder in checkpoints(self.path):
+        folders = checkpoints(self.path)
+        for folder in folders:
             try:
                 tree, record = checkpoint.read(folder, template)
                 if {name: record.get(name) for name in identity} != identity:
@@ -152,6 +153,8 @@ class RunFolder:
                 return Kept(on_device(like, state), best, record["sums"], record["lines"], damaged)
             except Damaged as error:
                 damaged.append(f"{folder}: {error}")
+        if any(not folder.exists() for folder in folders):  # a run under way has removed them meanwhile
+            return self.newest(like, chosen)
         found = f"no checkpoint is whole: {'; '.join(damaged)}" if damaged else "no checkpoint in checkpoints/"
         raise DataError(f"--resume {self.path}: {found}; start the run anew")
 

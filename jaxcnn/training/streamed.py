@@ -54,6 +54,8 @@ class StreamedImages:
     def pixels(self, index: Any) -> np.ndarray:
         """The bytes, before they are standardised."""
         numbers = self.numbers[index]
+        if not numbers.size:
+            return np.empty((*numbers.shape, *self.size), np.uint8)
         (pixels,) = self._in_parts(numbers.reshape(-1), numbers.size)
         return pixels.reshape(*numbers.shape, *self.size)
 

@@ -1,0 +1,1 @@
+"""Whether a hand-written backward pass is right, and if not, which mistake it makes."""
