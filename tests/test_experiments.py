@@ -122,8 +122,12 @@ def test_the_slope_is_the_derivative_at_0_alone(dtype):
 
 def test_relu_at_zero_says_what_was_found():
     module, record = experiment("relu_at_zero"), result_of("relu_at_zero")
-    assert [(r["data"], r["dtype"]) for r in record["results"]] == [(a, b) for a in module.DATA for b in module.DTYPES]
-    assert (record["seeds"], record["rates"]) == (list(module.SEEDS), list(module.RATES))
+    of = [
+        (data, optimizer, dtype) for data in module.DATA for optimizer in module.OPTIMIZERS for dtype in module.DTYPES
+    ]
+    assert [(r["data"], r["optimizer"], r["dtype"]) for r in record["results"]] == of
+    assert record["seeds"] == list(module.SEEDS)
+    assert record["rates"] == {name: list(rates) for name, (_, rates) in module.OPTIMIZERS.items()}
     assert record["epochs"] == module.EPOCHS
     for result in record["results"]:
         assert [g["slope"] for g in result["by_slope"]] == list(module.SLOPES)

@@ -2,8 +2,9 @@
 
     python experiments/relu_at_zero/run.py [--quick] [--out DIR]
 
-A small network on the digits, standardised or with black as 0, in float32 and bfloat16, trained with ReLU'(0) from 0 to
-1: how often a ReLU is given exactly 0, whether the parameters differ, and what becomes of the accuracy.
+A small network on the digits, standardised or with black as 0, in float32 and bfloat16, trained by adam and by plain
+sgd with ReLU'(0) from 0 to 1: how often a ReLU is given exactly 0, whether the parameters differ, and what becomes of
+the accuracy.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import jaxcnn
 from jaxcnn import Conv2D, Dense, Flatten, MaxPool
@@ -26,7 +28,7 @@ import common
 
 SLOPES = (0.0, 0.25, 0.5, 0.75, 1.0)
 DTYPES = ("float32", "bfloat16")
-RATES = (0.005, 0.02)  # adam's
+OPTIMIZERS = {"adam": (optax.adam, (0.005, 0.02)), "sgd": (optax.sgd, (0.05, 0.2))}  # and their learning rates
 BLACK_IS_0 = "digits, black is 0"  # and biases start at 0: so does what a convolution makes of the background
 DATA, SEEDS, EPOCHS = ("digits", BLACK_IS_0), range(10), 10
 RELUS = ("relu_1", "relu_2", "relu_3")
@@ -79,16 +81,26 @@ def watch_of(network: jaxcnn.Layer, dtype: str, images: np.ndarray, labels: np.n
     return jax.jit(of_all)
 
 
-def one(data: str, split: common.Split, seeds: Sequence[int], dtype: str, epochs: int, rates) -> dict[str, Any]:
+def one(
+    data: str,
+    split: common.Split,
+    seeds: Sequence[int],
+    dtype: str,
+    optimizer: str,
+    epochs: int,
+    rates: Sequence[float],
+) -> dict[str, Any]:
     network, variants = network_of(dtype), [{"slope": slope} for slope in SLOPES]
     part = split.validation.images[0, :200], split.validation.labels[0, :200]
     watch = watch_of(network, dtype, *part, len(SLOPES) * len(rates) * len(seeds))
-    trained = common.train(network, split, seeds, rates=rates, epochs=epochs, variants=variants, watch=watch)
+    how = {"rates": rates, "epochs": epochs, "variants": variants, "optimizer": OPTIMIZERS[optimizer][0]}
+    trained = common.train(network, split, seeds, **how, watch=watch)
     accuracy = common.tested(network, trained, split)
     chosen, watched = trained.chosen, trained.watched
     return {
         "data": data,
         "dtype": dtype,
+        "optimizer": optimizer,
         "by_slope": [
             {
                 "slope": slope,
@@ -116,24 +128,30 @@ def split_of(data: str, seeds: Sequence[int]) -> common.Split:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = common.options_of(
-        __file__, __doc__ or "", f"{BLACK_IS_0}, alone, two seeds, one rate, one epoch", arguments
+        __file__, __doc__ or "", f"{BLACK_IS_0}, alone, adam, two seeds, one rate, one epoch", arguments
     )
     results = []
-    seeds = range(2) if options.quick else SEEDS
+    seeds, epochs = (range(2), 1) if options.quick else (SEEDS, EPOCHS)
     for data in DATA[1:] if options.quick else DATA:
         split = split_of(data, seeds)
-        for dtype in DTYPES:
-            how = (1, RATES[:1]) if options.quick else (EPOCHS, RATES)
-            results.append(one(data, split, seeds, dtype, *how))
-            print(in_words(results[-1]), flush=True)
-    how = {"optimizer": "adam", "rates": RATES, "batch": 32, "epochs": EPOCHS}
-    common.write(options, seeds=seeds, **how, results=results)
+        for optimizer in ("adam",) if options.quick else OPTIMIZERS:
+            for dtype in DTYPES:
+                rates = OPTIMIZERS[optimizer][1][: 1 if options.quick else None]
+                results.append(one(data, split, seeds, dtype, optimizer, epochs, rates))
+                print(in_words(results[-1]), flush=True)
+    rates = {optimizer: rates for optimizer, (_, rates) in OPTIMIZERS.items()}
+    record = common.write(options, seeds=seeds, rates=rates, batch=32, epochs=epochs, results=results)
+    results = record["results"]
     draw(results, options.out / "relu_at_zero.png")
     return 0
 
 
+def what(result: dict) -> str:
+    return f"{result['data']}, {result['dtype']}, {result['optimizer']}"
+
+
 def in_words(result: dict) -> str:
-    lines = [f"{result['data']}, {result['dtype']}:"]
+    lines = [f"{what(result)}:"]
     for given in result["by_slope"]:
         accuracy, minus = given["test_accuracy"], given["minus_slope_0"]
         compared = f", minus 0: {100 * minus['low']:+.2f} … {100 * minus['high']:+.2f}" if minus else ""
@@ -155,24 +173,28 @@ def row(result: dict) -> str:
     minus = slopes[-1]["minus_slope_0"]
     cells += [f"{100 * minus['low']:+.2f} … {100 * minus['high']:+.2f}"]
     differ = f"{100 * slopes[-1]['seeds_that_differ_by_epoch'][-1]:.0f}"
-    return "| " + " | ".join([f"{result['data']}, {result['dtype']}", zeros, later, differ, *cells]) + " |"
+    return "| " + " | ".join([what(result), zeros, later, differ, *cells]) + " |"
 
 
 def draw(results: Sequence[dict], path: Path) -> None:
     """Above the test accuracy by ReLU'(0), below the share of zeros by epoch; a column for each data set and dtype."""
-    made, axes = common.figure(2, len(results), width=3.4)
-    for (above, below), result in zip(axes.T, results, strict=True):
-        for each in zip(*(g["test_accuracy"]["each"] for g in result["by_slope"]), strict=True):
-            above.plot(SLOPES, 100 * np.array(each), color="tab:gray", linewidth=0.6)
-        mean = [100 * g["test_accuracy"]["mean"] for g in result["by_slope"]]
-        above.plot(SLOPES, mean, "o-", color="tab:blue", label="mean; gray: each seed")
-        above.set(title=f"{result['data']}, {result['dtype']}", xlabel="ReLU'(0)", ylabel="test accuracy, %")
-        above.legend(fontsize="x-small")
-        for name, line in result["zeros_by_epoch"].items():
-            below.plot(np.asarray(line), "o-", markersize=3, label=name)
+    columns = list(dict.fromkeys((result["data"], result["dtype"]) for result in results))
+    made, axes = common.figure(2, len(columns), width=3.4)
+    for (above, below), (data, dtype) in zip(axes.T, columns, strict=True):
+        above.set(title=f"{data}, {dtype}", xlabel="ReLU'(0)", ylabel="test accuracy, %")
         below.set_yscale("symlog", linthresh=1e-6)
         below.set(xlabel="epoch", ylabel="share of exact zeros", ylim=(0, 1))
-        below.legend(fontsize="x-small")
+        for result in (r for r in results if (r["data"], r["dtype"]) == (data, dtype)):
+            color, dash = {"adam": ("tab:blue", "-"), "sgd": ("tab:orange", "--")}[result["optimizer"]]
+            for each in zip(*(g["test_accuracy"]["each"] for g in result["by_slope"]), strict=True):
+                above.plot(SLOPES, 100 * np.array(each), dash, color=color, linewidth=0.5, alpha=0.5)
+            mean = [100 * g["test_accuracy"]["mean"] for g in result["by_slope"]]
+            above.plot(SLOPES, mean, f"o{dash}", color=color, label=f"{result['optimizer']}: mean; thin: each seed")
+            for (name, line), marker in zip(result["zeros_by_epoch"].items(), "o^s", strict=True):
+                label = f"{name}, {result['optimizer']}"
+                below.plot(np.asarray(line), marker + dash, color=color, markersize=3, label=label)
+        above.legend(fontsize="x-small")
+        below.legend(fontsize="xx-small")
     made.savefig(path, dpi=100)
 
 
