@@ -146,6 +146,15 @@ def test_load_of_what_is_no_network(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_load_of_a_run_without_checkpoints(tmp_path):
+    state = jaxcnn.init_train_state(jaxcnn.models.source(), optax.sgd(0.1), 0, (8, 8, 1))
+    with RunFolder(tmp_path / "run") as folder:
+        folder.create({"seed": 0, "seeds": 1}, state)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(DataError, match=r"run: no checkpoint in it$"):
+        jaxcnn.load(tmp_path / "run")
+
+
 def test_digest_tells_all_differences():
     zeros = np.zeros((2, 3), np.float32)
     differing = [

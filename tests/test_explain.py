@@ -4,8 +4,11 @@ import functools
 import inspect
 import itertools
 import math
+import os
 import pathlib
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import jax
@@ -163,6 +166,14 @@ def test_the_command(tmp_path, capsys):
     assert cli.main(["explain", "source", "--input", "8x8x1", "--html", str(file)]) == 0
     assert file.read_text(encoding="utf-8") == jaxcnn.explain(models.source(), (8, 8, 1)).html()
     assert re.fullmatch(rf"{file}: 8 steps\n", capsys.readouterr().out)
+
+
+def test_a_terminal_that_has_no_signs_but_ascii():
+    command = [sys.executable, "-m", "jaxcnn", "explain", "source", "--input", "8x8x1"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1\\xd78\\xd78\\xd71" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -305,6 +305,7 @@ def test_the_readmes_snippet(run, tmp_path, monkeypatch):
     assert "<title>Training report: " in (tmp_path / "report.html").read_text("utf-8")
 
 
-def test_a_classifier_is_frozen(run):
+def test_a_classifier_is_frozen_and_shown_without_its_weights(run):
+    assert len(repr(jaxcnn.classifier(run))) < 500
     with pytest.raises(dataclasses.FrozenInstanceError):
         jaxcnn.classifier(run).names = ()

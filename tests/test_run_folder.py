@@ -15,6 +15,7 @@ import pytest
 from test_checkpoint import assert_same_bits
 
 import jaxcnn
+from jaxcnn.training import run_folder
 from jaxcnn.training.run_folder import RunFolder, StorageError, _of_config, no_sums
 from jaxcnn.training.samples import DataError
 
@@ -168,6 +169,26 @@ def test_what_cannot_be_resumed(folder, tmp_path):
     with pytest.raises(DataError, match="no run there"):
         resume(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_checkpoints_that_a_run_under_way_removes_while_they_are_read(folder, monkeypatch):
+    """It is told as it is, not as damage: all that were listed are gone, and a newer one is there."""
+    path, aside = folder.path / "checkpoints", folder.path / "aside"
+    newest, *older = sorted(path.iterdir(), key=lambda one: int(one.name), reverse=True)
+    newest.rename(aside)
+    read = run_folder.checkpoint.read
+
+    def removed_meanwhile(checkpoint, *like):
+        if aside.exists():
+            for one in older:
+                shutil.rmtree(one)
+            aside.rename(newest)
+        return read(checkpoint, *like)
+
+    monkeypatch.setattr(run_folder.checkpoint, "read", removed_meanwhile)
+    kept = folder.newest(state_at(0))
+    assert kept.state.step == int(newest.name)
+    assert kept.warnings == []
 
 
 def test_one_process_at_a_time(folder):

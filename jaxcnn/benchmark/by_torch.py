@@ -38,8 +38,8 @@ def prepare(problem: Problem, devices: int, *, channels_last: bool = False, comp
         optimizer.step()
         return None, loss.detach()
 
-    def wait(_):  # on the CPU a call returns when its work is done
-        pass
+    def wait(_):
+        """Nothing: on the CPU a call returns when its work is done."""
 
     return Prepared(one_by_one(step, wait, None, batches), lambda: None)
 

@@ -153,7 +153,7 @@ class RunFolder:
                 return Kept(on_device(like, state), best, record["sums"], record["lines"], damaged)
             except Damaged as error:
                 damaged.append(f"{folder}: {error}")
-        if any(not folder.exists() for folder in folders):  # a run under way has removed them meanwhile
+        if checkpoints(self.path) != folders:  # a run under way has removed and written some meanwhile
             return self.newest(like, chosen)
         found = f"no checkpoint is whole: {'; '.join(damaged)}" if damaged else "no checkpoint in checkpoints/"
         raise DataError(f"--resume {self.path}: {found}; start the run anew")
