@@ -241,6 +241,7 @@ BAD_ARGUMENTS = {
     "no such command": ("trian", "got the command trian; did you mean train? the commands are train, report, "),
     "unknown option": ("train --epoch 2", "Unrecognized options: --epoch, 2; did you mean --epochs? see jaxcnn --help"),
     "bad choice": ("train --model vgg16", "invalid choice 'vgg16' for argument '--model'. Expected one of ('source', "),
+    "a choice misspelt": ("train --model lenet", "'convnext'); did you mean lenet5? see jaxcnn --help"),
     "bad number": ("train --epochs ten", "--epochs: got ten, required a whole number; see jaxcnn --help"),
     "fraction of an epoch": ("train --epochs 1.5", "--epochs: got 1.5, required a whole number; see"),
     "no seed": ("train --seeds 0", "--seeds: got 0, required at least 1"),
