@@ -110,15 +110,37 @@ def test_outcomes_and_what_is_hidden():
     assert not module.hidden(result(0.95, -0.01, 0.01, False))
 
 
+def test_the_right_network_again_is_another_run_of_the_right_network(common):
+    """With its own seeds it would be the same run: no difference, and within. With others it is not."""
+    module, seeds = experiment("famous_mistakes"), range(2)
+    split = common.digits(seeds)
+    how = {"rates": (0.03,), "epochs": 1, "batch": module.BATCH, "optimizer": optax.sgd}
+    network = module.network_of([])
+    trained = common.train(network, split, seeds, **how)
+    right = {"rate": 0.03, "test_accuracy": common.spread(common.tested(network, trained, split)[0])}
+    curves = trained.loss[0, 0]
+    (again,) = module.right_again(right, curves, "sgd", split, seeds, 1)
+    assert again["test_accuracy"]["each"].shape == (2,)
+    assert again["minus_right"]["mean"] == pytest.approx(
+        (again["test_accuracy"]["each"] - right["test_accuracy"]["each"]).mean()
+    )
+    # Its seeds 100 and 101 with the splits of 0 and 1.
+    fresh = common.train(network, split, (100, 101), **how)
+    assert list(again["test_accuracy"]["each"]) == list(common.tested(network, fresh, split)[0])
+    assert again["loss_within_right_seeds"] == module.within(fresh.loss[0, 0].mean(0), curves)
+    assert (fresh.loss != trained.loss).all()
+
+
 def test_famous_mistakes_says_what_was_found(mistakes):
     module, record = experiment("famous_mistakes"), result_of("famous_mistakes")
     assert [e["mistake"] for e in record["mistakes"]] == [m.name for m in mistakes.MISTAKES]
     assert (record["seeds"], record["epochs"]) == (list(module.SEEDS), module.EPOCHS)
-    assert record["counts"] == json.loads(json.dumps(module.counts(record["mistakes"])))
+    assert record["counts"] == json.loads(json.dumps(module.counts(record["mistakes"], record["right_again"])))
     assert module.table(record["right"], record["mistakes"]) in README
-    for entry in record["mistakes"]:
-        for result in entry["training"].values():
-            assert (result["outcome"], result["hidden"]) == (module.outcome(result), module.hidden(result))
+    assert all(len(record["right_again"][optimizer]) == module.AGAIN for optimizer in module.OPTIMIZERS)
+    results = [result for entry in record["mistakes"] for result in entry["training"].values()]
+    for result in results + [result for again in record["right_again"].values() for result in again]:
+        assert (result["outcome"], result["hidden"]) == (module.outcome(result), module.hidden(result))
 
 
 def test_the_verifier_says_so_still(mistakes):

@@ -66,11 +66,12 @@ def test_ties_are_counted_before_and_behind_the_relu():
 
 def test_pooling_ties_says_what_was_found():
     module, record = experiment("pooling_ties"), result_of("pooling_ties")
-    assert [tuple(r[k] for k in ("data", "dtype")) for r in record["results"]] == [
-        (data, dtype) for data in module.SEEDS for dtype in module.DTYPES
+    assert [tuple(r[k] for k in ("data", "optimizer", "dtype")) for r in record["results"]] == [
+        (data, optimizer, dtype) for data in module.SEEDS for optimizer in module.OPTIMIZERS for dtype in module.DTYPES
     ]
     assert all(r["seeds"] == list(module.SEEDS[r["data"]]) for r in record["results"])
-    assert (record["rates"], record["epochs"]) == (list(module.RATES), module.EPOCHS)
+    assert record["rates"] == {name: list(rates) for name, (_, rates) in module.OPTIMIZERS.items()}
+    assert record["epochs"] == module.EPOCHS
     assert record["relu_and_pooling_commute"]
     for result in record["results"]:
         assert f"\n{module.row(result)}\n" in README

@@ -27,6 +27,7 @@ import common
 from planted_peers import PEERS as ALL_PEERS
 
 SEEDS, EPOCHS = range(5), 8
+AGAIN = 10  # times that the right network is trained from other initial parameters
 OPTIMIZERS = {"sgd": (optax.sgd, (0.003, 0.03, 0.3)), "adam": (optax.adam, (0.001, 0.005, 0.025))}
 PEERS = {name: ALL_PEERS[name] for name in ("check_grads", "chex", "torch gradcheck")}
 # A few of each outcome, for --quick.
@@ -36,8 +37,12 @@ QUICK = ("filter not turned", "bias gradient negated", "1/N missing", "statistic
 # --- training with a mistake ----------------------------------------------------------------------------------------
 
 
-def trained_with(mistakes: Sequence[Mistake], optimizer: str, split: common.Split, seeds, rates, epochs) -> list[dict]:
-    """For the right network, then for each mistake, what came of it at the rate that is best by validation."""
+def trained_with(
+    mistakes: Sequence[Mistake], optimizer: str, split: common.Split, seeds, rates, epochs: int, times: int
+) -> tuple[list[dict], list[dict]]:
+    """(For the right network, then for each mistake, what came of it at the rate that is best by validation; what
+    `right_again` finds.)
+    """
     network = network_of(mistakes)
     make = OPTIMIZERS[optimizer][0]
     variants = [{"variant": i} for i in range(1 + len(mistakes))]
@@ -64,7 +69,35 @@ def trained_with(mistakes: Sequence[Mistake], optimizer: str, split: common.Spli
                 "alignment_at_the_end": end,
             }
         )
-    return results
+    return results, right_again(results[0], right, optimizer, split, seeds, times)
+
+
+def right_again(
+    right: dict, curves: np.ndarray, optimizer: str, split: common.Split, seeds: Sequence[int], times: int
+) -> list[dict]:
+    """The right network with other initial parameters and another order: what would be said of a mistake that is none.
+
+    Args:
+      right: its result, to be compared with as a mistake is.
+      curves: its losses, (seeds, epochs).
+      times: with how many sets of seeds, as many in each as in `seeds`; the splits are those of `seeds`.
+    """
+    network = network_of([])
+    fresh = [100 * time + seed for time in range(1, 1 + times) for seed in seeds]
+    which = np.tile(np.arange(len(seeds)), times)
+    split = common.Split(*(split.of(part, which) for part in split._fields))
+    how = {"rates": (right["rate"],), "epochs": curves.shape[1], "optimizer": OPTIMIZERS[optimizer][0]}
+    trained = common.train(network, split, fresh, batch=BATCH, **how)
+    accuracies = common.tested(network, trained, split).reshape(times, len(seeds))
+    losses = trained.loss.reshape(times, len(seeds), -1).mean(1)
+    return [
+        {
+            "test_accuracy": common.spread(accuracy),
+            "minus_right": common.paired(accuracy, right["test_accuracy"]["each"]),
+            "loss_within_right_seeds": within(loss, curves),
+        }
+        for accuracy, loss in zip(accuracies, losses, strict=True)
+    ]
 
 
 def alignment_of(network: jaxcnn.Layer, images: np.ndarray, labels: np.ndarray):
@@ -130,10 +163,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mistakes = [m for m in MISTAKES if m.name in QUICK] if options.quick else MISTAKES
     seeds, epochs = (range(2), 1) if options.quick else (SEEDS, EPOCHS)
     split = common.digits(seeds)
-    by_optimizer = {}
+    by_optimizer, again = {}, {}
     for optimizer in ("sgd",) if options.quick else OPTIMIZERS:
         rates = OPTIMIZERS[optimizer][1][1:2] if options.quick else OPTIMIZERS[optimizer][1]
-        by_optimizer[optimizer] = trained_with(mistakes, optimizer, split, seeds, rates, epochs)
+        how = rates, epochs, 2 if options.quick else AGAIN
+        by_optimizer[optimizer], again[optimizer] = trained_with(mistakes, optimizer, split, seeds, *how)
         print(f"{optimizer}: trained", flush=True)
     right = {optimizer: results[0] for optimizer, results in by_optimizer.items()}
     entries = [
@@ -150,7 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     how = {"seeds": list(seeds), "epochs": epochs, "batch": BATCH}
     how["rates"] = {optimizer: rates for optimizer, (_, rates) in OPTIMIZERS.items()}
-    record = common.write(options, **how, right=right, counts=counts(entries), mistakes=entries)
+    again = {o: [{**r, "outcome": outcome(r), "hidden": hidden(r)} for r in results] for o, results in again.items()}
+    numbers = counts(entries, again)
+    record = common.write(options, **how, right=right, right_again=again, counts=numbers, mistakes=entries)
     print(table(record["right"], record["mistakes"]))
     for name, count in record["counts"].items():
         print(f"{name}: {count}")
@@ -158,8 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def counts(entries: Sequence[dict]) -> dict[str, Any]:
-    """Of all mistakes."""
+def counts(entries: Sequence[dict], again: dict[str, list[dict]]) -> dict[str, Any]:
+    """Of all mistakes, and of the right network trained again."""
     trainings = [entry["training"] for entry in entries]
     optimizers = trainings[0].keys()
     outcomes = ("fails", "worse", "no difference", "better")
@@ -170,6 +206,7 @@ def counts(entries: Sequence[dict]) -> dict[str, Any]:
         **{o: {name: sum(t[o]["outcome"] == name for t in trainings) for name in outcomes} for o in optimizers},
         **{f"hidden, {o}": sum(t[o]["hidden"] for t in trainings) for o in optimizers},
         "hidden with every optimizer": sum(all(t[o]["hidden"] for o in optimizers) for t in trainings),
+        **{f"right again, hidden, {o}": f"{sum(r['hidden'] for r in a)} of {len(a)}" for o, a in again.items()},
     }
 
 

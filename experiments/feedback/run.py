@@ -28,8 +28,9 @@ from methods import METHODS, lenet
 SEEDS, TRAIN, VALIDATION, EPOCHS, BATCH = range(5), 10_000, 2_000, 10, 64
 WATCHED = 200  # validation images, of whose gradient the angles are taken
 RATES = {  # feedback that knows nothing of the weights diverges at rates that the others want
-    ("BP", "uSF", "brSF", "frSF"): (0.01, 0.03),
-    ("FA", "DFA"): (0.0002, 0.0006, 0.002),
+    ("BP",): (0.01, 0.03, 0.1),
+    ("uSF", "brSF", "frSF"): (0.003, 0.01, 0.03),
+    ("FA", "DFA"): (0.0002, 0.0006, 0.002, 0.006),
 }
 LAYERS = ("conv2d_1/filters", "conv2d_2/filters", "dense_1/weights", "dense_2/weights", "dense_3/weights")
 

@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 import common
 
 RATES = (0.01, 0.03)  # sgd's with momentum 0.9, Ganin's optimizer
-SEEDS, EPOCHS, CLASSES = range(10), 20, 10
+SEEDS, EPOCHS, CLASSES = range(100, 110), 20, 10  # seeds that no trial has seen
 STRENGTHS = (-1.0, 0.0, 0.03, 0.1, 0.3)
 
 
@@ -183,7 +183,7 @@ def experiment(split: common.Split, seeds: Sequence[int], strengths: Sequence[fl
         }
         for i, s in enumerate(strengths)
     ]
-    return {"rates": rates, "epochs": epochs, "by_strength": results}
+    return {"seeds": seeds, "rates": rates, "epochs": epochs, "by_strength": results}
 
 
 def limit(split: common.Split, seeds: Sequence[int], rates, epochs: int) -> dict:

@@ -44,11 +44,11 @@ def wholly() -> dict:
         straight_through.network(), split, seeds, straight_through.BITS, straight_through.RATES, straight_through.EPOCHS
     )
     print(straight_through.table(result["straight_through"]), flush=True)
-    result["gradient_noise"] = [gradient_noise.whole(name, split) for name in gradient_noise.VARIANTS]
+    result["gradient_noise"] = [gradient_noise.whole(name) for name in gradient_noise.VARIANTS]
     print(gradient_noise.table(result["gradient_noise"]), flush=True)
-    how = reversal.RATES, reversal.EPOCHS
-    result["reversal"] = reversal.experiment(split, seeds, reversal.STRENGTHS, *how)
-    result["reversal"]["labelled"] = reversal.limit(split, seeds, *how)
+    split, how = common.digits(reversal.SEEDS), (reversal.RATES, reversal.EPOCHS)
+    result["reversal"] = reversal.experiment(split, reversal.SEEDS, reversal.STRENGTHS, *how)
+    result["reversal"]["labelled"] = reversal.limit(split, reversal.SEEDS, *how)
     print(reversal.table(result["reversal"]), flush=True)
     return result
 

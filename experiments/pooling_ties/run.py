@@ -3,8 +3,8 @@
     python experiments/pooling_ties/run.py [--quick] [--out DIR]
 
 A small network on the digits, on the digits in black and white, and on a part of Fashion-MNIST, in float32 and
-bfloat16, trained with the gradient of a tied maximum given to the first, shared, or given to each in full (the
-source's rule).
+bfloat16, trained by adam and by plain sgd with the gradient of a tied maximum given to the first, shared, or given to
+each in full (the source's rule).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import jaxcnn
 from jaxcnn import Conv2D, Dense, Flatten, MaxPool, ReLU
@@ -26,7 +27,10 @@ sys.path.append(str(Path(__file__).parents[1]))
 import common
 
 DTYPES = ("float32", "bfloat16")
-RATES = (0.003, 0.01, 0.03)  # adam's
+OPTIMIZERS = {  # and their learning rates
+    "adam": (optax.adam, (0.003, 0.01, 0.03)),
+    "sgd": (optax.sgd, (0.03, 0.1, 0.3)),
+}
 SEEDS = {"digits": range(10), "digits in black and white": range(10), "Fashion-MNIST": range(5)}
 EPOCHS = {"digits": 15, "digits in black and white": 15, "Fashion-MNIST": 5}
 
@@ -80,12 +84,21 @@ def watch_of(network: jaxcnn.Layer, dtype: str, images: np.ndarray, labels: np.n
     return jax.jit(lambda states: jax.lax.map(of_one, states))
 
 
-def one(data: str, split: common.Split, seeds: Sequence[int], dtype: str, epochs: int, rates) -> dict:
+def one(
+    data: str,
+    split: common.Split,
+    seeds: Sequence[int],
+    dtype: str,
+    optimizer: str,
+    epochs: int,
+    rates: Sequence[float],
+) -> dict[str, Any]:
     """Trains with each of the three conventions; what is recorded of it."""
     network = network_of(dtype)
     watch = watch_of(network, dtype, split.validation.images[0, :200], split.validation.labels[0, :200])
     variants = [{"variant": i} for i in range(len(TIES))]
-    trained = common.train(network, split, seeds, rates=rates, epochs=epochs, variants=variants, watch=watch)
+    how = {"rates": rates, "epochs": epochs, "variants": variants, "optimizer": OPTIMIZERS[optimizer][0]}
+    trained = common.train(network, split, seeds, **how, watch=watch)
     accuracy = common.tested(network, trained, split)
     numbers = range(len(TIES))
 
@@ -105,6 +118,7 @@ def one(data: str, split: common.Split, seeds: Sequence[int], dtype: str, epochs
     return {
         "data": data,
         "dtype": dtype,
+        "optimizer": optimizer,
         "seeds": list(seeds),
         "test_accuracy": {
             TIES[i]: {"rate": trained.rates[trained.chosen[i]], **common.spread(accuracy[i])} for i in numbers
@@ -128,7 +142,7 @@ def one(data: str, split: common.Split, seeds: Sequence[int], dtype: str, epochs
 def commute(split: common.Split, seeds: Sequence[int]) -> bool:
     """Whether ReLU before pooling and behind it train to the same bits, in float32 and with each convention."""
     variants = [{"variant": i} for i in range(len(TIES))]
-    how = {"rates": RATES[1:2], "epochs": 1, "variants": variants}
+    how = {"rates": OPTIMIZERS["adam"][1][1:2], "epochs": 1, "variants": variants}
     ends = [common.train(network_of("float32", first), split, seeds, **how).best.params for first in (False, True)]
     return all(np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, ends), strict=True))
 
@@ -145,21 +159,28 @@ def split_of(data: str, seeds: Sequence[int]) -> common.Split:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    quick = "the digits in black and white in float32 alone, two seeds, one rate, one epoch"
+    quick = "the digits in black and white in float32 alone, adam, two seeds, one rate, one epoch"
     options = common.options_of(__file__, __doc__ or "", quick, arguments)
     results = []
     for data, seeds in {"digits in black and white": range(2)}.items() if options.quick else SEEDS.items():
         split = split_of(data, seeds)
-        for dtype in DTYPES[:1] if options.quick else DTYPES:
-            how = (1, RATES[1:2]) if options.quick else (EPOCHS[data], RATES)
-            results.append(one(data, split, seeds, dtype, *how))
-            print(in_words(results[-1]), flush=True)
+        for optimizer in ("adam",) if options.quick else OPTIMIZERS:
+            for dtype in DTYPES[:1] if options.quick else DTYPES:
+                rates = OPTIMIZERS[optimizer][1]
+                how = (1, rates[1:2]) if options.quick else (EPOCHS[data], rates)
+                results.append(one(data, split, seeds, dtype, optimizer, *how))
+                print(in_words(results[-1]), flush=True)
     same = commute(split_of("digits", range(2)), range(2))
     print(f"ReLU before pooling and behind it: {'the same bits' if same else 'NOT the same'}")
-    how = {"optimizer": "adam", "rates": RATES, "batch": 32, "epochs": EPOCHS}
-    common.write(options, **how, relu_and_pooling_commute=same, results=results)
-    draw(results, options.out / "pooling_ties.png")
+    rates = {optimizer: rates for optimizer, (_, rates) in OPTIMIZERS.items()}
+    how = {"rates": rates, "batch": 32, "epochs": EPOCHS}
+    record = common.write(options, **how, relu_and_pooling_commute=same, results=results)
+    draw(record["results"], options.out / "pooling_ties.png")
     return 0
+
+
+def what(result: dict) -> str:
+    return f"{result['data']}, {result['dtype']}, {result['optimizer']}"
 
 
 def in_words(result: dict) -> str:
@@ -173,7 +194,7 @@ def in_words(result: dict) -> str:
     near = {ties: result["alignment_with_first"][ties]["conv2d_1/filters"] for ties in ("split", "all")}
     angle = ", ".join(f"{ties} {n['cosine'][-1]:.3f}, length {n['ratio'][-1]:.3f}" for ties, n in near.items())
     return (
-        f"{result['data']}, {result['dtype']}: {accuracy} % ({intervals})\n"
+        f"{what(result)}: {accuracy} % ({intervals})\n"
         f"    windows that tie at the end, %: {ties}\n"
         f"    cosine to the gradient of first, filters of conv2d_1: {angle}"
     )
@@ -189,42 +210,43 @@ def row(result: dict) -> str:
     near = result["alignment_with_first"]["all"]["conv2d_1/filters"]
     cells += [f"{100 * minus['low']:+.2f} … {100 * minus['high']:+.2f}"]
     cells += [f"{near['cosine'][-1]:.3f}, {near['ratio'][-1]:.2f}"]
-    return "| " + " | ".join([f"{result['data']}, {result['dtype']}", *ties, *cells]) + " |"
+    return "| " + " | ".join([what(result), *ties, *cells]) + " |"
 
 
 def draw(results: Sequence[dict], path: Path) -> None:
-    """Of each data set: the share of tied windows by epoch, and how far the conventions' gradients are apart."""
+    """Of each data set: the share of tied windows by epoch (trained by adam), how far the conventions' gradients are
+    apart, and what becomes of the accuracy.
+    """
     datasets = list(dict.fromkeys(result["data"] for result in results))
-    made, axes = common.figure(2, len(datasets) + 1, height=3.6)
-    for column, data in enumerate(datasets):
-        ties, angle = axes[:, column]
-        for result in (r for r in results if r["data"] == data):
+    made, axes = common.figure(3, len(datasets), height=3.6)
+    for (ties, angle, difference), data in zip(axes.T, datasets, strict=True):
+        own = [result for result in results if result["data"] == data]
+        for result in own:
             dash = "-" if result["dtype"] == "float32" else "--"
-            for layer, color in (("conv2d_1", "tab:blue"), ("conv2d_2", "tab:orange")):
+            alone = result["optimizer"] == "adam"
+            for layer, color in (("conv2d_1", "tab:blue"), ("conv2d_2", "tab:orange")) if alone else ():
                 for kind, marker in (("after", "o"), ("above zero", "^")):
                     label = f"{layer}, {result['dtype']}, {'all' if kind == 'after' else kind}"
                     line = 100 * np.asarray(result["ties_by_epoch"][layer][kind])
                     ties.plot(line, dash, marker=marker, markersize=3, color=color, label=label)
             for name, color in (("split", "tab:green"), ("all", "tab:red")):
                 line = result["alignment_with_first"][name]["conv2d_1/filters"]["cosine"]
-                angle.plot(line, dash, color=color, label=f"{name}, {result['dtype']}")
+                label = f"{name}, {result['dtype']}, {result['optimizer']}"
+                angle.plot(line, dash, alpha=1.0 if alone else 0.5, color=color, label=label)
         ties.set(title=data, ylabel="windows that tie behind the ReLU, %")
         angle.set(xlabel="epoch", ylabel="cosine to the gradient of first, conv2d_1")
-        ties.legend(fontsize="xx-small")
-        angle.legend(fontsize="xx-small")
-    axes[0, -1].set_axis_off()
-    last = axes[1, -1]
-    for place, result in enumerate(results):
-        for i, (name, color) in enumerate((("split", "tab:green"), ("all", "tab:red"))):
-            d = {k: 100 * v for k, v in result["minus_first"][name].items()}
-            error = [[d["mean"] - d["low"]], [d["high"] - d["mean"]]]
-            label = f"{name} - first" if place == 0 else None
-            last.errorbar(d["mean"], place + 0.2 * i - 0.1, xerr=error, fmt="o", color=color, label=label, capsize=3)
-    last.axvline(0, color="black", linewidth=0.8)
-    names = [f"{r['data'].replace(' in ', chr(10) + 'in ')}\n{r['dtype']}" for r in results]
-    last.set_yticks(range(len(results)), names, fontsize="x-small")
-    last.set_xlabel("test accuracy, points (mean, 95 % interval)")
-    last.legend(fontsize="x-small")
+        for place, result in enumerate(own):
+            for i, (name, color) in enumerate((("split", "tab:green"), ("all", "tab:red"))):
+                d = {k: 100 * v for k, v in result["minus_first"][name].items()}
+                error = [[d["mean"] - d["low"]], [d["high"] - d["mean"]]]
+                label = f"{name} - first" if place == 0 else None
+                where = place + 0.2 * i - 0.1
+                difference.errorbar(d["mean"], where, xerr=error, fmt="o", color=color, label=label, capsize=3)
+        difference.axvline(0, color="black", linewidth=0.8)
+        difference.set_yticks(range(len(own)), [f"{r['dtype']}\n{r['optimizer']}" for r in own], fontsize="x-small")
+        difference.set_xlabel("test accuracy, points (mean, 95 % interval)")
+        for axis in (ties, angle, difference):
+            axis.legend(fontsize="xx-small")
     made.savefig(path, dpi=100)
 
 
