@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -90,6 +91,37 @@ def test_every_step_from_python_is_that_of_one_process(count):
     np.testing.assert_allclose(got[0]["losses"], wanted["losses"], rtol=1e-5)
     np.testing.assert_allclose(got[0]["loss"], wanted["loss"], rtol=1e-5)
     assert (got[0]["accuracy"], got[0]["samples"]) == (wanted["accuracy"], 23)
+
+
+SURROUNDINGS = """
+import sys
+sys.path.append({folder!r})
+import jax, numpy as np, optax, jaxcnn, several_steps
+process = int(sys.argv[1])
+{initialize}
+network, optimizer = several_steps.network(), optax.sgd(0.1, momentum=0.9)
+state = jaxcnn.init_train_state(network, optimizer, 0, several_steps.SHAPE)
+own_shares = [[np.split(array, 2)[process] for array in batch] for batch in several_steps.batches()]
+{rest}
+print(float(metrics["loss"]))
+"""
+
+
+def test_the_snippet_of_the_readme(tmp_path):
+    """Run as printed but for the address and the process' number; the last step's loss is that of one process."""
+    folder = Path(__file__).parent
+    readme = (folder.parent / "README.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```py\n(jax\.distributed.*?)```", readme, re.DOTALL)
+    initialize, rest = snippet.split("\n", 1)
+    for printed, here in (("10.0.0.1:8476", f"localhost:{free_port()}"), ("process_id=0", "process_id=process")):
+        assert printed in initialize
+        initialize = initialize.replace(printed, here)
+    program = tmp_path / "snippet.py"
+    program.write_text(SURROUNDINGS.format(folder=str(folder), initialize=initialize, rest=rest), encoding="utf-8")
+    ended = ends([start(str(process), program=(str(program),)) for process in range(2)])
+    assert [e.status for e in ended] == [0, 0], ended
+    losses = [float(e.out.splitlines()[-1]) for e in ended]
+    np.testing.assert_allclose(losses, on_one_device()["losses"][-1], rtol=1e-5)
 
 
 def test_states_that_differ_are_refused():
