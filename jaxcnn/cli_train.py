@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from jaxcnn.training.board import Board
-    from jaxcnn.training.loop import Run
+    from jaxcnn.training.run import Run
 
 _WHOLE = tyro.conf.arg(metavar="INT", help_behavior_hint="")
 _NUMBER = tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")
@@ -138,8 +138,9 @@ def _train(arguments: Train, named: set[str], name: str) -> int:
     from jaxcnn.training.data import NAMES, is_streamed
     from jaxcnn.training.devices import available_cores, keep_compiled_programs, use_cpu_cores
     from jaxcnn.training.first_folder import run_folder
-    from jaxcnn.training.loop import Diverged, Interrupted, describe, finished, from_folder, new_folder, prepare
+    from jaxcnn.training.loop import Diverged, Interrupted, finished
     from jaxcnn.training.processes import agreed, is_first, require_equal_devices, require_same_words, several
+    from jaxcnn.training.run import describe, from_folder, new_folder, prepare
     from jaxcnn.training.run_folder import StorageError
 
     resume = arguments.resume is not None

@@ -10,8 +10,8 @@ from test_loop import train
 
 import jaxcnn
 from jaxcnn import BatchNorm, Conv2D, Dense, Flatten, ReLU, residual, sequential, with_dtypes
-from jaxcnn.training import loop
 from jaxcnn.training.config import Config
+from jaxcnn.training.run import prepare
 from jaxcnn.training.step import BACKWARD
 
 BFLOAT16 = 3e-2  # epsilon 8e-3, through the layers of a network
@@ -124,8 +124,8 @@ def test_errors(call, error, message):
 
 def test_gradients_of_the_command_lines_bfloat16(rng):
     """By hand they are autodiff's of the same forward pass, up to bfloat16's rounding; the rest is float32."""
-    run = loop.prepare(Config(precision="bfloat16", batch_size=64))
-    exact = loop.prepare(Config(batch_size=64))
+    run = prepare(Config(precision="bfloat16", batch_size=64))
+    exact = prepare(Config(batch_size=64))
     batch = (run.data[0].train.images[:64], run.data[0].train.labels[:64])
 
     def by(run, name):
@@ -143,7 +143,7 @@ def test_gradients_of_the_command_lines_bfloat16(rng):
 def test_a_run_in_bfloat16_learns_as_one_in_float32_does(tmp_path):
     """To the digits' last figures they cannot agree; what is kept and what is tested is float32."""
     narrow, wide = (
-        train(loop.prepare(Config(epochs=4, precision=precision)), tmp_path / precision)[-1].metrics
+        train(prepare(Config(epochs=4, precision=precision)), tmp_path / precision)[-1].metrics
         for precision in ("bfloat16", "float32")
     )
     for name in ("train_loss", "test_loss"):

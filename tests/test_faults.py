@@ -21,6 +21,7 @@ from processes import ENVIRONMENT, TRAIN, end, result, resume, start
 
 from jaxcnn.training import loop
 from jaxcnn.training.config import Config
+from jaxcnn.training.run import prepare
 from jaxcnn.training.run_folder import RunFolder
 
 LONG = [pytest.mark.long, pytest.mark.timeout(7200)]
@@ -126,7 +127,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(disk, begun):
     says = f"jaxcnn: {run} cannot be written to: No space left on device; the checkpoint of step 120 is whole"
     assert ended.status == 1
     assert says in ended.err.splitlines()  # among what orbax's threads say
-    like = loop.prepare(Config(epochs=8, validation=0.1))
+    like = prepare(Config(epochs=8, validation=0.1))
     kept = RunFolder(run).newest(like.state, loop.initially_chosen(like))
     assert (int(kept.state.step), kept.warnings) == (120, [])
     remount("size=40m")

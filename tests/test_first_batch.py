@@ -12,9 +12,9 @@ from test_loop import SMALL, train
 
 import jaxcnn
 import jaxcnn.training.checkpoint
-from jaxcnn.training import loop
 from jaxcnn.training.config import Config
 from jaxcnn.training.first_batch import differences, gradients_of_first_batch
+from jaxcnn.training.run import prepare
 from jaxcnn.training.run_folder import RunFolder
 
 
@@ -32,7 +32,7 @@ def lengths(run, params, state) -> dict[str, float]:
 
 @pytest.mark.parametrize("backward", ["manual", "autodiff"])
 def test_the_lengths_are_those_of_autodiffs_gradient_after_each_epoch(tmp_path, backward):
-    run = loop.prepare(dataclasses.replace(SMALL, backward=backward))
+    run = prepare(dataclasses.replace(SMALL, backward=backward))
     train(run, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     folder = RunFolder(tmp_path)
@@ -46,7 +46,7 @@ def test_the_lengths_are_those_of_autodiffs_gradient_after_each_epoch(tmp_path, 
 
 def test_of_several_seeds_the_first_ones(tmp_path):
     """The first seed is another one than that of the digits' default."""
-    run = loop.prepare(Config(epochs=1, seed=3, seeds=2))
+    run = prepare(Config(epochs=1, seed=3, seeds=2))
     line = train(run, tmp_path)[-1].metrics
     params, state = jaxcnn.load(tmp_path, seed=3)
     assert line["gradient_norms"] == pytest.approx(lengths(run, params, state), rel=1e-4)
@@ -54,7 +54,7 @@ def test_of_several_seeds_the_first_ones(tmp_path):
 
 
 def test_a_wrong_backward_pass_is_what_the_check_and_the_lengths_show():
-    run = loop.prepare(SMALL)
+    run = prepare(SMALL)
 
     def doubled(residuals, dy, **static):
         dx, dw, db = jaxcnn.dense.backward(residuals, dy, **static)
@@ -70,7 +70,7 @@ def test_a_wrong_backward_pass_is_what_the_check_and_the_lengths_show():
 
 def test_the_accuracy_is_the_mean_over_the_steps(tmp_path):
     """Of a network that does not change: what it gets right of the images that the epoch takes."""
-    run = loop.prepare(dataclasses.replace(SMALL, epochs=1, learning_rate=1e-30, weight_decay=0.0))
+    run = prepare(dataclasses.replace(SMALL, epochs=1, learning_rate=1e-30, weight_decay=0.0))
     line = train(run, tmp_path)[-1].metrics
     chosen = np.asarray(jaxcnn.shuffled(1437, 8, seed=0, epoch=0)).ravel()
     score = jaxcnn.evaluate(run.network, run.state, *(a[chosen] for a in run.data[0].train))

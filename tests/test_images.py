@@ -21,12 +21,13 @@ from test_cli import ENVIRONMENT, end, start, wait_for, without_speed
 from test_cli import lines_of as all_of
 from test_loop import latest_step, lines_of, train
 
-from jaxcnn.training import loop, streamed
+from jaxcnn.training import streamed
 from jaxcnn.training.chunk import chunks_of
 from jaxcnn.training.config import Config
 from jaxcnn.training.data import load_data
 from jaxcnn.training.image_files import decoded, size_from
 from jaxcnn.training.loop import Diverged, Interrupted, Warned
+from jaxcnn.training.run import prepare
 from jaxcnn.training.samples import DataError
 
 CLASSES = ("cat", "dog", "fox")
@@ -88,7 +89,7 @@ SMALL = Config(epochs=2, batch_size=2, validation=0.0, augment="crop=1,flip")
 
 @pytest.fixture(scope="module")
 def run(sets):
-    return loop.prepare(dataclasses.replace(SMALL, data=str(sets[0])))
+    return prepare(dataclasses.replace(SMALL, data=str(sets[0])))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def whole(run, tmp_path_factory):
 
 def test_training_is_that_in_memory_up_to_rounding(sets, whole, tmp_path):
     """To the bit on one device, below; of several devices the programs differ in the last bits."""
-    train(loop.prepare(dataclasses.replace(SMALL, data=str(sets[1]), classes=3)), tmp_path)
+    train(prepare(dataclasses.replace(SMALL, data=str(sets[1]), classes=3)), tmp_path)
     for streamed_line, line in zip(lines_of(whole), lines_of(tmp_path), strict=True):
         for name in ("train_loss", *(["test_loss"] if "test_loss" in line else [])):
             np.testing.assert_allclose(streamed_line[name], line[name], rtol=1e-4)
@@ -192,7 +193,7 @@ small = load_data(sys.argv[2], seed=0)  # what the libraries take
 before = peak()
 data = load_data(sys.argv[1], seed=0)
 config = Config(epochs=1)
-run = loop.Run(config, (data,), None, None, None, len(data.train.images) // config.batch_size)
+run = Run(config, (data,), None, None, None, len(data.train.images) // config.batch_size)
 images = sum(one.batches.size for one in chunk.chunks_of(run, 0))
 images += sum(map(len, data.test.images.in_parts(250)))
 print(images, peak() - before)
@@ -227,10 +228,10 @@ def test_other_images_are_not_resumed_on(run, whole, tmp_path):
     shutil.copytree(run.config.data, copy)
     shutil.copytree(whole, tmp_path / "run")
     moved = dataclasses.replace(run.config, data=str(copy))
-    train(loop.prepare(moved), tmp_path / "run", resume=True)  # the same images elsewhere
+    train(prepare(moved), tmp_path / "run", resume=True)  # the same images elsewhere
     save(copy / "test" / "cat" / "0000.png", np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(DataError, match=f"^{copy}: not the data that the run was begun with: sha256 "):
-        train(loop.prepare(moved), tmp_path / "run", resume=True)
+        train(prepare(moved), tmp_path / "run", resume=True)
 
 
 def test_what_is_kept_is_not_decoded_again(sets, tmp_path, monkeypatch):
@@ -379,7 +380,7 @@ def test_options_that_do_not_go_together(sets, tmp_path):
         ({"data": folder, "cache": "/dev/null/x"}, "--cache /dev/null/x: 0.1 MiB of pixels cannot be kept: Not a dir"),
     ):
         with pytest.raises(DataError) as error:
-            loop.prepare(Config(**how))
+            prepare(Config(**how))
         assert str(error.value).startswith(says)
     few = tmp_path / "few"
     for label in ("a", "b"):

@@ -20,7 +20,8 @@ from jaxcnn.inference.images import read_images
 from jaxcnn.training import devices
 from jaxcnn.training.config import Config
 from jaxcnn.training.data import load_data
-from jaxcnn.training.loop import describe, initially_chosen, prepare
+from jaxcnn.training.loop import initially_chosen
+from jaxcnn.training.run import describe, prepare
 from jaxcnn.training.run_folder import RunFolder
 from jaxcnn.training.samples import DataError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import math
 import shutil
@@ -17,11 +18,11 @@ import jaxcnn
 from jaxcnn.cli import Train
 from jaxcnn.training import chunk, loop
 from jaxcnn.training.checkpoint import params_sha256
-from jaxcnn.training.config import PRECISIONS, Config
+from jaxcnn.training.config import OPTIMIZERS, PRECISIONS, SCHEDULES, Config
 from jaxcnn.training.data import Samples
 from jaxcnn.training.loop import Diverged, EpochEnd, GradientCheck, Interrupted, Progress, Warned
-from jaxcnn.training.optimizer import OPTIMIZERS, SCHEDULES
 from jaxcnn.training.recipes import RECIPES
+from jaxcnn.training.run import augmentation_of, changed, describe, from_folder, new_folder, prepare
 from jaxcnn.training.run_folder import RunFolder
 from jaxcnn.training.samples import DataError
 
@@ -54,7 +55,7 @@ def named(params) -> dict:
 
 @pytest.fixture(scope="module")
 def run():
-    return loop.prepare(SMALL)
+    return prepare(SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +70,14 @@ AUGMENTED = "crop=1,flip,cutout=3"
 
 def test_augmentation_goes_on_where_it_was_stopped(run, whole, tmp_path):
     """And is not that of the run without it."""
-    changed = loop.prepare(dataclasses.replace(SMALL, augment=AUGMENTED))
+    changed = prepare(dataclasses.replace(SMALL, augment=AUGMENTED))
     train(changed, tmp_path / "whole")
     with pytest.raises(Interrupted):
         train(changed, tmp_path / "stopped", until=100)
-    kept = loop.from_folder(RunFolder(tmp_path / "stopped"))
+    kept = from_folder(RunFolder(tmp_path / "stopped"))
     assert kept == changed.config
     assert kept.augment == AUGMENTED
-    train(loop.prepare(kept), tmp_path / "stopped", resume=True)
+    train(prepare(kept), tmp_path / "stopped", resume=True)
     assert lines_of(tmp_path / "stopped") == lines_of(tmp_path / "whole")
     plain, lines = (lines_of(path) for path in (whole[0], tmp_path / "whole"))
     assert all(a["train_loss"] > p["train_loss"] for a, p in zip(lines, plain, strict=True))
@@ -92,11 +93,11 @@ def test_augmentation_goes_on_where_it_was_stopped(run, whole, tmp_path):
     ids=["sgd", "muon", "bfloat16"],
 )
 def test_they_go_on_where_they_were_stopped(run, whole, tmp_path, changes):
-    changed = loop.prepare(dataclasses.replace(SMALL, **changes))
+    changed = prepare(dataclasses.replace(SMALL, **changes))
     train(changed, tmp_path / "whole")
     with pytest.raises(Interrupted):
         train(changed, tmp_path / "stopped", until=100)
-    train(loop.prepare(loop.from_folder(RunFolder(tmp_path / "stopped"))), tmp_path / "stopped", resume=True)
+    train(prepare(from_folder(RunFolder(tmp_path / "stopped"))), tmp_path / "stopped", resume=True)
     lines = lines_of(tmp_path / "whole")
     assert lines_of(tmp_path / "stopped") == lines
     assert lines[-1]["params_sha256"] != lines_of(whole[0])[-1]["params_sha256"]
@@ -110,7 +111,7 @@ def test_they_go_on_where_they_were_stopped(run, whole, tmp_path, changes):
 
 def test_the_average_is_what_is_evaluated_and_loaded(run, whole, tmp_path):
     """Over a break too; the training itself is that of the run without it."""
-    changed = loop.prepare(dataclasses.replace(SMALL, average=0.99))
+    changed = prepare(dataclasses.replace(SMALL, average=0.99))
     with pytest.raises(Interrupted):
         train(changed, tmp_path, until=279)
     end = train(changed, tmp_path, resume=True)[-1].metrics
@@ -146,8 +147,8 @@ def test_augmentation_is_the_datas_unless_another_is_given(rng, tmp_path):
         (dataclasses.replace(files, augment="none"), "none"),
         (dataclasses.replace(files, augment="flip"), "flip"),
     ):
-        run = loop.prepare(config)
-        assert (run.config.augment, loop.describe(run)["augment"]) == (augment, augment)
+        run = prepare(config)
+        assert (run.config.augment, describe(run)["augment"]) == (augment, augment)
 
 
 def test_black_is_put_around_the_training_images(rng, tmp_path):
@@ -155,8 +156,8 @@ def test_black_is_put_around_the_training_images(rng, tmp_path):
     files = arrays(rng) | {
         name: np.stack([a, 255 - a // 2, a // 3], -1) for name, a in arrays(rng).items() if a.ndim == 3
     }
-    run = loop.prepare(Config(data=str(write(tmp_path, files)), batch_size=2, augment="crop=5", validation=0.0))
-    augment = chunk.augmentation_of(run.config, run.data)(0)
+    run = prepare(Config(data=str(write(tmp_path, files)), batch_size=2, augment="crop=5", validation=0.0))
+    augment = augmentation_of(run.config, run.data)(0)
     assert augment is not None
     pixels = np.asarray(augment(jax.random.key(0), run.data[0].train.images)) * run.data[0].deviation + run.data[0].mean
     shown = np.rint(pixels * 255).astype(int)
@@ -207,7 +208,7 @@ def test_manual_and_autodiff_end_with_equal_losses(tmp_path, monkeypatch):
     train_steps = chunk.train_steps
     monkeypatch.setattr(chunk, "train_steps", lambda *a, **how: ran.append(how["backward"]) or train_steps(*a, **how))
     for backward in ("manual", "autodiff"):
-        *_, end = train(loop.prepare(Config(epochs=1, backward=backward)), tmp_path / backward)
+        *_, end = train(prepare(Config(epochs=1, backward=backward)), tmp_path / backward)
         ends.append(end.metrics)
     assert ran == ["manual", "manual", "autodiff", "autodiff"]  # and once watched, which is not called
     for name in ("train_loss", "test_loss"):
@@ -238,7 +239,7 @@ def test_a_run_whose_last_checkpoint_was_lost_is_not_finished(run, whole, tmp_pa
 
 def test_nothing_is_written_by_preparing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    loop.prepare(SMALL)
+    prepare(SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -249,7 +250,7 @@ def broken(run, **changes):
 
 
 def with_rate(run, rate):
-    return loop.prepare(dataclasses.replace(run.config, learning_rate=rate))
+    return prepare(dataclasses.replace(run.config, learning_rate=rate))
 
 
 DIVERGING = {
@@ -309,20 +310,20 @@ def test_a_late_divergence_names_its_step(run, tmp_path):
 
 def test_what_has_changed_since_the_run_began(run, whole, monkeypatch):
     folder = RunFolder(whole[0])
-    assert loop.changed(run, folder) == []
+    assert changed(run, folder) == []
     other = run._replace(data=(run.data[0]._replace(sha256="0" * 64),))
     with pytest.raises(DataError, match="digits: not the data that the run was begun with: sha256 0000"):
-        loop.changed(other, folder)
-    version = loop.importlib.metadata.version
-    monkeypatch.setattr(loop.importlib.metadata, "version", lambda name: "0.99" if name == "jaxlib" else version(name))
+        changed(other, folder)
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.99" if name == "jaxlib" else version(name))
     was = version("jaxlib")
-    assert loop.changed(run, folder) == [
+    assert changed(run, folder) == [
         f"jaxlib {was} is now 0.99: the result may differ in its last bits from that of a run without a break"
     ]
 
 
 def test_describe(run):
-    described = loop.describe(run)
+    described = describe(run)
     assert json.loads(json.dumps(described)) == described
     assert {name: described[name] for name in dataclasses.asdict(run.config)} == dataclasses.asdict(run.config)
     assert described["epochs"] == 2
@@ -336,7 +337,7 @@ def test_describe(run):
 
 
 def test_the_configuration_comes_back(run, whole):
-    assert loop.from_folder(RunFolder(whole[0])) == run.config
+    assert from_folder(RunFolder(whole[0])) == run.config
 
 
 @pytest.mark.parametrize(
@@ -354,7 +355,7 @@ def test_a_configuration_that_is_none(run, tmp_path, monkeypatch, kept, says):
     monkeypatch.setattr(RunFolder, "config", lambda _: kept)
     kept = kept if not isinstance(kept, dict) or "data" in kept else full | kept
     with pytest.raises(DataError, match=says):
-        loop.from_folder(RunFolder(tmp_path))
+        from_folder(RunFolder(tmp_path))
 
 
 def test_defaults_belong_to_the_model_too():
@@ -376,8 +377,8 @@ def test_the_command_line_names_every_optimizer_schedule_and_precision():
 
 
 def test_a_network_for_large_images_gets_the_digits_scaled_up():
-    run = loop.prepare(Config(model="resnet20"))
-    assert loop.describe(run)["training_images"] == [1437, 32, 32, 1]
+    run = prepare(Config(model="resnet20"))
+    assert describe(run)["training_images"] == [1437, 32, 32, 1]
     assert run.data[0].test.images.shape == (360, 32, 32, 1)
 
 
@@ -444,7 +445,7 @@ REFUSED = {
 @pytest.mark.parametrize(("changes", "says"), REFUSED.values(), ids=REFUSED)
 def test_refused_configuration(changes, says):
     with pytest.raises(DataError) as error:
-        loop.prepare(Config(**changes))
+        prepare(Config(**changes))
     assert str(error.value).startswith(says)
     assert "\n" not in str(error.value)
 
@@ -454,6 +455,6 @@ def test_refused_configuration(changes, says):
     [("digits", "digits-source-seed7-"), ("/data/mnist/", "mnist-source-seed7-"), ("/data/m.npz", "m-source-seed7-")],
 )
 def test_a_new_folder_says_what_it_holds(data, begins):
-    path = loop.new_folder(Config(data=data, seed=7))
+    path = new_folder(Config(data=data, seed=7))
     assert path.parent.name == "runs"
     assert path.name.startswith(begins)

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcnn.training.config import Config
-from jaxcnn.training.optimizer import OPTIMIZERS, SCHEDULES, evaluated_params, make_optimizer, make_schedule
+from jaxcnn.training.config import OPTIMIZERS, SCHEDULES, Config
+from jaxcnn.training.optimizer import evaluated_params, make_optimizer, make_schedule
 
 STEPS = 10
 

@@ -24,6 +24,7 @@ from jaxcnn import cli
 from jaxcnn.report import figures
 from jaxcnn.training import devices, loop
 from jaxcnn.training.loop import Interrupted
+from jaxcnn.training.run import prepare
 from jaxcnn.training.run_folder import RunFolder, _of_config
 
 MATRIX = "Test images: a row for each label, a column for each prediction"
@@ -37,21 +38,21 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def one(folder):
     """A run that has ended, and its folder."""
-    run = loop.prepare(dataclasses.replace(SMALL, validation=0.1))
+    run = prepare(dataclasses.replace(SMALL, validation=0.1))
     train(run, folder / "one")
     return run, folder / "one"
 
 
 @pytest.fixture(scope="module")
 def seeds(folder):
-    run = loop.prepare(dataclasses.replace(SMALL, epochs=2, batch_size=32, seed=1, seeds=2, learning_rate=0.004))
+    run = prepare(dataclasses.replace(SMALL, epochs=2, batch_size=32, seed=1, seeds=2, learning_rate=0.004))
     train(run, folder / "seeds")
     return run, folder / "seeds"
 
 
 @pytest.fixture(scope="module")
 def stopped(folder):
-    run = loop.prepare(SMALL)
+    run = prepare(SMALL)
     with pytest.raises(Interrupted):
         train(run, folder / "stopped", until=279)
     return run, folder / "stopped"
@@ -246,7 +247,7 @@ def test_data_that_are_not_there_any_more(rng, tmp_path, capsys, gone):
     given |= {name.replace("x", "y"): np.arange(shape[0]) % 3 for name, shape in names.items()}
     np.savez(data, **given)
     config = dataclasses.replace(SMALL, data=str(data), classes=3, epochs=1, validation=0.0)
-    train(loop.prepare(config), tmp_path / "run")
+    train(prepare(config), tmp_path / "run")
     page = Page(reported(capsys, tmp_path / "page.html", tmp_path / "run"))
     assert MATRIX in page.tables
     image = next(image for image in page.attributes("img") if "taken for" in image["alt"])

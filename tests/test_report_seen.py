@@ -9,7 +9,8 @@ from browser import CHROMIUM, seen
 from test_loop import SMALL, train
 
 from jaxcnn import cli
-from jaxcnn.training import devices, loop
+from jaxcnn.training import devices
+from jaxcnn.training.run import prepare
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)")
 
@@ -39,9 +40,9 @@ LOOK = """(page, view) => {
 def pages(tmp_path_factory):
     """The page of one run, and that of two, one of them with several seeds."""
     folder = tmp_path_factory.mktemp("runs")
-    train(loop.prepare(dataclasses.replace(SMALL, validation=0.1)), folder / "one")
+    train(prepare(dataclasses.replace(SMALL, validation=0.1)), folder / "one")
     several = dataclasses.replace(SMALL, batch_size=32, seeds=2)
-    train(loop.prepare(several), folder / "a_run_of_several_seeds_with_a_long_name_without_an_end_or_a_break")
+    train(prepare(several), folder / "a_run_of_several_seeds_with_a_long_name_without_an_end_or_a_break")
     runs = [str(path) for path in sorted(folder.iterdir())]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "keep_compiled_programs", lambda: None)  # this process has its own cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from jaxcnn.training.augment import random_crop
 from jaxcnn.training.checkpoint import params_sha256
 from jaxcnn.training.config import Config
 from jaxcnn.training.loop import Diverged, EpochEnd, Interrupted, Progress, Warned
+from jaxcnn.training.run import augmentation_of, describe, from_folder, new_folder, prepare
 from jaxcnn.training.run_folder import RunFolder
 from jaxcnn.training.samples import DataError
 
@@ -121,7 +123,7 @@ def _short_chunks():
 
 @pytest.fixture(scope="module")
 def run():
-    return loop.prepare(THREE)
+    return prepare(THREE)
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +134,11 @@ def whole(run, tmp_path_factory):
 
 def test_the_data_of_each_seed_is_its_own(run):
     for i, seed in enumerate((1, 2, 3)):
-        alone = loop.prepare(dataclasses.replace(THREE, seed=seed, seeds=1))
+        alone = prepare(dataclasses.replace(THREE, seed=seed, seeds=1))
         assert run.data[i].sha256 == alone.data[0].sha256
         np.testing.assert_array_equal(chunk.order_of(run, 2)[i], chunk.order_of(alone, 2)[0])
         assert_same_bits(jax.tree.map(lambda leaf, i=i: leaf[i], run.state), alone.state)
-    described = loop.describe(run)
+    described = describe(run)
     assert json.loads(json.dumps(described)) == described
     assert described["data_sha256"] == [data.sha256 for data in run.data]
     assert [len(described[name]) for name in ("pixel_mean", "pixel_deviation")] == [3, 3]
@@ -149,9 +151,9 @@ def test_data_that_the_seeds_have_in_common_is_kept_once(rng, tmp_path):
         x_test=rng.integers(0, 255, (8, 8, 8), "u1"), y_test=np.arange(8) % 4,
     )  # fmt: skip
     config = Config(data=str(tmp_path / "data.npz"), classes=4, batch_size=8, seeds=3, validation=0.0)
-    first, *others = loop.prepare(config).data
+    first, *others = prepare(config).data
     assert all(data is first for data in others)
-    apart = loop.prepare(dataclasses.replace(config, validation=0.1)).data
+    apart = prepare(dataclasses.replace(config, validation=0.1)).data
     assert len({data.sha256 for data in apart}) == 3
 
 
@@ -161,7 +163,7 @@ def test_a_run_of_several_seeds_is_that_of_each(run, whole, tmp_path):
     lines = [event.metrics for event in events if isinstance(event, EpochEnd)]
     assert [event.step for event in events if isinstance(event, Progress)] == [25, 40, 65, 80, 105, 120, 145, 160]
     for i, seed in enumerate((1, 2, 3)):
-        alone = train(loop.prepare(dataclasses.replace(THREE, epochs=1, seed=seed, seeds=1)), tmp_path / str(seed))
+        alone = train(prepare(dataclasses.replace(THREE, epochs=1, seed=seed, seeds=1)), tmp_path / str(seed))
         wanted = next(event.metrics for event in alone if isinstance(event, EpochEnd))
         for name in ("train_loss", "validation_loss"):  # of the first epoch: rounding grows with the steps
             np.testing.assert_allclose(lines[0][name][i], wanted[name], rtol=1e-2, err_msg=name)
@@ -195,9 +197,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(run, whole, tmp_path, stop
     for i, step in enumerate(stops):
         with pytest.raises(Interrupted, match=f"step {step} of 160"):
             train(run, tmp_path, resume=i > 0, until=step)
-    kept = loop.from_folder(RunFolder(tmp_path))
+    kept = from_folder(RunFolder(tmp_path))
     assert kept == run.config
-    train(loop.prepare(kept), tmp_path, resume=True)
+    train(prepare(kept), tmp_path, resume=True)
     assert lines_of(tmp_path) == lines_of(whole[0])
     for seed in (1, 2, 3):
         assert_same_bits(jaxcnn.load(tmp_path, seed=seed), jaxcnn.load(whole[0], seed=seed))
@@ -207,7 +209,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(run, whole, tmp_path, stop
 
 
 def test_the_average_of_each_seed(run, tmp_path):
-    averaging = loop.prepare(dataclasses.replace(THREE, average=0.9, epochs=1))
+    averaging = prepare(dataclasses.replace(THREE, average=0.9, epochs=1))
     end = train(averaging, tmp_path)[-1].metrics
     state = RunFolder(tmp_path).newest(averaging.state, loop.initially_chosen(averaging)).state
     for i in range(3):
@@ -224,7 +226,7 @@ def test_which_seed_is_loaded(whole, tmp_path):
     jaxcnn.save(tmp_path / "network", {"weights": np.ones(3)})
     with pytest.raises(ValueError, match=r"^load: seed: got 0, but .* has one network and no seeds$"):
         jaxcnn.load(tmp_path / "network", seed=0)
-    one = loop.prepare(Config(epochs=1, batch_size=256, seed=4))
+    one = prepare(Config(epochs=1, batch_size=256, seed=4))
     train(one, tmp_path / "one")
     assert_same_bits(jaxcnn.load(tmp_path / "one", seed=4), jaxcnn.load(tmp_path / "one"))
     with pytest.raises(ValueError, match=r"^load: seed: got 3, but .* has the seeds 4$"):
@@ -294,9 +296,9 @@ def test_the_first_step_of_a_chunk_ends_the_run(run, tmp_path):
 
 
 def test_black_is_each_seeds_own(rng):
-    run = loop.prepare(Config(augment="crop=7", seeds=2, epochs=1))
+    run = prepare(Config(augment="crop=7", seeds=2, epochs=1))
     images = jnp.zeros((1, 8, 8, 1))
-    augment = chunk.augmentation_of(run.config, run.data)
+    augment = augmentation_of(run.config, run.data)
     for i, data in enumerate(run.data):
         black = -data.mean[0] / data.deviation[0]
         made = jax.jit(lambda i: augment(i)(jax.random.key(0), images))(i)
@@ -315,25 +317,25 @@ def test_no_more_images_at_once_than_memory_is_meant_for(run, monkeypatch):
 
 
 def test_several_seeds_need_no_batch_that_the_devices_share():
-    assert loop.prepare(Config(batch_size=33, seeds=2)).steps_an_epoch == 1437 // 33
+    assert prepare(Config(batch_size=33, seeds=2)).steps_an_epoch == 1437 // 33
     with pytest.raises(DataError, match="--seeds: got 0, required at least 1"):
-        loop.prepare(Config(seeds=0))
+        prepare(Config(seeds=0))
     with pytest.raises(DataError, match=f"--seed: got {2**32 - 2}, with --seeds 3, required seeds less than {2**32}"):
-        loop.prepare(Config(seed=2**32 - 2, seeds=3))
+        prepare(Config(seed=2**32 - 2, seeds=3))
 
 
 def test_a_new_folder_names_the_seeds():
-    assert loop.new_folder(Config(seed=2, seeds=3)).name.startswith("digits-source-seed2-4-")
+    assert new_folder(Config(seed=2, seeds=3)).name.startswith("digits-source-seed2-4-")
 
 
 def test_more_seeds_than_the_machine_holds(monkeypatch):
     """Two splits of the digits, 1,797 images of 8×8 in float32, take 0.9 MB."""
     for pages, allowed in ((900_000, False), (1_000_000, True)):
-        monkeypatch.setattr(loop.os, "sysconf", {"SC_PHYS_PAGES": pages, "SC_PAGE_SIZE": 1}.__getitem__)
+        monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": pages, "SC_PAGE_SIZE": 1}.__getitem__)
         if allowed:
-            assert len(loop.prepare(Config(seeds=2, epochs=1)).data) == 2
+            assert len(prepare(Config(seeds=2, epochs=1)).data) == 2
         else:
             with pytest.raises(
                 DataError, match=r"--seeds: got 2, each with its own 0\.00043 GiB of images; required at"
             ):
-                loop.prepare(Config(seeds=2, epochs=1))
+                prepare(Config(seeds=2, epochs=1))

@@ -16,6 +16,7 @@ from jaxcnn.training.checkpoint import checkpoints, params_sha256
 from jaxcnn.training.config import Config
 from jaxcnn.training.loop import Diverged, EpochEnd, Interrupted
 from jaxcnn.training.optimizer import evaluated_params
+from jaxcnn.training.run import prepare
 from jaxcnn.training.run_folder import RunFolder
 from jaxcnn.training.samples import DataError
 
@@ -25,7 +26,7 @@ WORSE = Config(epochs=4, batch_size=8, validation=0.1, schedule="constant", lear
 
 @pytest.fixture(scope="module")
 def run():
-    return loop.prepare(WORSE)
+    return prepare(WORSE)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_the_best_epoch_is_chosen_and_loaded(run, whole, tmp_path):
     chosen = lines[-1]["chosen_epoch"]
     assert chosen < WORSE.epochs
     assert accuracies[chosen - 1] == max(accuracies) > accuracies[-1]
-    shorter = loop.prepare(dataclasses.replace(WORSE, epochs=chosen))
+    shorter = prepare(dataclasses.replace(WORSE, epochs=chosen))
     end = train(shorter, tmp_path)[-1].metrics
     for name in ("chosen_epoch", "test_loss", "test_accuracy", "params_sha256"):
         assert lines[-1][name] == end[name], name
@@ -79,7 +80,7 @@ def test_the_choice_survives_a_break(run, whole, tmp_path, stop):
 
 @pytest.mark.parametrize("validation", [0.0, 0.1])
 def test_the_test_images_are_used_once(tmp_path, monkeypatch, validation):
-    run, seen = loop.prepare(dataclasses.replace(WORSE, validation=validation, epochs=3)), []
+    run, seen = prepare(dataclasses.replace(WORSE, validation=validation, epochs=3)), []
     evaluate = choice.evaluate
 
     def watched(network, state, images, labels):
@@ -95,7 +96,7 @@ def test_the_test_images_are_used_once(tmp_path, monkeypatch, validation):
 
 def test_without_validation_images_the_parameters_are_kept_once(run, whole, tmp_path):
     """And the last epoch is what is tested and loaded."""
-    plain = loop.prepare(dataclasses.replace(WORSE, validation=0.0, epochs=1))
+    plain = prepare(dataclasses.replace(WORSE, validation=0.0, epochs=1))
     end = train(plain, tmp_path)[-1].metrics
     assert "chosen_epoch" not in end
     kept = RunFolder(tmp_path).newest(plain.state)
@@ -110,10 +111,10 @@ def bytes_of(folder) -> int:
 
 
 def test_the_averaged_parameters_of_the_chosen_epoch(tmp_path):
-    run = loop.prepare(dataclasses.replace(WORSE, average=0.9))
+    run = prepare(dataclasses.replace(WORSE, average=0.9))
     end = train(run, tmp_path / "whole")[-1].metrics
     chosen = end["chosen_epoch"]
-    shorter = loop.prepare(dataclasses.replace(run.config, epochs=chosen))
+    shorter = prepare(dataclasses.replace(run.config, epochs=chosen))
     train(shorter, tmp_path / "shorter")
     kept = RunFolder(tmp_path / "shorter").newest(shorter.state, loop.initially_chosen(shorter)).state
     averaged = evaluated_params(kept.params, kept.opt_state)
@@ -126,7 +127,7 @@ def test_running_statistics_of_the_chosen_epoch(tmp_path, monkeypatch):
     batch_norm = jaxcnn.sequential(jaxcnn.Conv2D(4, 3), jaxcnn.BatchNorm(), jaxcnn.Flatten(), jaxcnn.Dense(10))
     recipe = loop.RECIPES["source"]._replace(network=lambda classes: batch_norm)
     monkeypatch.setitem(loop.RECIPES, "source", recipe)
-    first, run = (loop.prepare(dataclasses.replace(WORSE, epochs=epochs)) for epochs in (1, 2))
+    first, run = (prepare(dataclasses.replace(WORSE, epochs=epochs)) for epochs in (1, 2))
     wanted = train(first, tmp_path / "first")[-1].metrics
     monkeypatch.setattr(choice, "best", lambda lines, number: 1)
     end = train(run, tmp_path / "whole")[-1].metrics
@@ -145,7 +146,7 @@ def test_a_run_that_diverges_keeps_its_best(run, tmp_path):
     bad = run._replace(data=(run.data[0]._replace(train=run.data[0].train._replace(labels=labels)),))
     with pytest.raises(Diverged):
         train(bad, tmp_path / "bad")
-    only = loop.prepare(dataclasses.replace(WORSE, epochs=1))
+    only = prepare(dataclasses.replace(WORSE, epochs=1))
     train(only, tmp_path / "one")
     shas = {params_sha256(jaxcnn.load(tmp_path / name)[0]) for name in ("bad", "one")}
     assert len(shas) == 1
@@ -174,4 +175,4 @@ def test_a_tenth_by_default_but_for_the_digits():
     assert Config(data="fashion-mnist").complete().validation == 0.1
     assert Config(data="fashion-mnist", validation=0.0).complete().validation == 0
     with pytest.raises(DataError, match=r"^--validation: got 0\.001, but .*; give another fraction, or 0 for none$"):
-        loop.prepare(Config(validation=0.001))
+        prepare(Config(validation=0.001))

@@ -29,12 +29,13 @@ from PIL import Image
 
 import jaxcnn
 from jaxcnn.benchmark.surroundings import surroundings
-from jaxcnn.training import chunk, loop
+from jaxcnn.training import chunk
 from jaxcnn.training.config import Config
 from jaxcnn.training.data import DataSet, load_data
 from jaxcnn.training.devices import available_cores, keep_compiled_programs
 from jaxcnn.training.optimizer import make_optimizer
 from jaxcnn.training.recipes import RECIPES
+from jaxcnn.training.run import Run
 from jaxcnn.training.step import init_train_state
 
 NETWORKS = ("source", "two_conv", "resnet20")
@@ -116,16 +117,16 @@ def data_by_way(folder: Path) -> dict[str, DataSet]:
     return {"memory": held, **data, "kept": kept}
 
 
-def run_of(model: str, data: DataSet) -> loop.Run:
+def run_of(model: str, data: DataSet) -> Run:
     """Of more epochs than a turn takes."""
     config = Config(model=model, epochs=1000, batch_size=BATCH, validation=0.0, augment="none").complete()
     network, steps_an_epoch = RECIPES[model].network(CLASSES), TRAIN // BATCH
     optimizer = make_optimizer(config, 1000 * steps_an_epoch)
     state = init_train_state(network, optimizer, 0, (SIZE, SIZE, 3))
-    return loop.Run(config, (data,), network, optimizer, state, steps_an_epoch)
+    return Run(config, (data,), network, optimizer, state, steps_an_epoch)
 
 
-def training(run: loop.Run) -> Turn:
+def training(run: Run) -> Turn:
     steps = chunk.steps_of(run, None)
 
     def turn(seconds: float) -> float:
@@ -140,11 +141,11 @@ def training(run: loop.Run) -> Turn:
     return turn
 
 
-def reading(run: loop.Run) -> Turn:
+def reading(run: Run) -> Turn:
     return lambda seconds: rate_of(run, lambda one: jax.block_until_ready(one.data), seconds)
 
 
-def rate_of(run: loop.Run, use: Callable[[chunk.Chunk], Any], seconds: float) -> float:
+def rate_of(run: Run, use: Callable[[chunk.Chunk], Any], seconds: float) -> float:
     """Images a second from the end of the first chunk on."""
     with contextlib.closing(chunk.chunks_of(run, 0)) as chunks:  # waits for what is being read
         use(next(chunks))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxcnn.layers import Layer
 from jaxcnn.rules.resize import upsample_bilinear
 from jaxcnn.training.checkpoint import load
-from jaxcnn.training.loop import config_of, network_of
+from jaxcnn.training.run import config_of, network_of
 from jaxcnn.training.run_folder import read_config
 
 

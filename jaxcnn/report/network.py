@@ -13,9 +13,9 @@ from jaxcnn.layers.summary import summary
 from jaxcnn.report.record import Record
 from jaxcnn.training.checkpoint import load, params_sha256
 from jaxcnn.training.data import enlarged, require_same_data
-from jaxcnn.training.loop import data_of, network_of
 from jaxcnn.training.names import name_of
 from jaxcnn.training.recipes import RECIPES
+from jaxcnn.training.run import data_of, network_of
 from jaxcnn.training.samples import DataError, in_parts
 
 BATCH = 250  # images that pass through the network at a time

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxcnn.training.config import Config
-from jaxcnn.training.loop import config_of
+from jaxcnn.training.run import config_of
 from jaxcnn.training.run_folder import read_config
 from jaxcnn.training.samples import DataError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,11 +15,9 @@ from jaxcnn.training.devices import all_devices, place
 from jaxcnn.training.evaluate import evaluate
 from jaxcnn.training.host import on_device, on_host
 from jaxcnn.training.optimizer import evaluated_params
+from jaxcnn.training.run import Run
 from jaxcnn.training.run_folder import Chosen
 from jaxcnn.training.step import TrainState
-
-if TYPE_CHECKING:
-    from jaxcnn.training.loop import Run
 
 Line = dict[str, Any]  # of metrics.jsonl
 

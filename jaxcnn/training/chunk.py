@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +16,15 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxcnn.rules.loss import softmax_cross_entropy
-from jaxcnn.training.augment import Augmentation, from_text
-from jaxcnn.training.config import Config
-from jaxcnn.training.data import DataSet
 from jaxcnn.training.devices import all_devices, place
 from jaxcnn.training.processes import of_all
 from jaxcnn.training.recipes import RECIPES
+from jaxcnn.training.run import Run, augmentation_of
 from jaxcnn.training.run_folder import steps_done
-from jaxcnn.training.samples import DataError, in_memory
+from jaxcnn.training.samples import in_memory
 from jaxcnn.training.seeds import seeds_step
 from jaxcnn.training.step import Step, TrainState, by_each_device, one_step, shuffled, train_steps
 from jaxcnn.training.streamed import standardised
-
-if TYPE_CHECKING:
-    from jaxcnn.training.loop import Run
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -181,26 +176,3 @@ def watched(steps: Callable[..., Any], before: TrainState, chunk: Chunk, allowed
         state, _ = steps(kept, chunk._replace(batches=chunk.batches[:, :count]))
     # The step that ends the run is not counted: it will be tried again.
     return state._replace(skipped=jnp.minimum(state.skipped, allowed)), jax.device_get(metrics), ended
-
-
-def augmentation_of(config: Config, data: tuple[DataSet, ...]) -> Callable[[Any], Augmentation | None]:
-    """Of each seed by its number, the data's where the configuration has none. Raises DataError for images that are too
-    small for it.
-    """
-    text = data[0].augment if config.augment is None else config.augment
-    black = np.array([-np.divide(one.mean, one.deviation) for one in data], np.float32)
-
-    def augmentation(number):
-        return from_text(text, black=black[0] if len(data) == 1 else jnp.asarray(black)[number])
-
-    augment, size = augmentation(0), data[0].train.images.shape[1:]
-    try:
-        if augment is not None:
-            jax.eval_shape(lambda: augment(jax.random.key(0), jnp.zeros((1, *size))))
-    except ValueError as error:
-        raise DataError(f"--augment {text}: not for images of {in_words(size)}: {error}") from None
-    return augmentation
-
-
-def in_words(size: tuple[int, ...]) -> str:
-    return "×".join(map(str, size))

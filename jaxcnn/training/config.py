@@ -8,11 +8,12 @@ from jaxcnn.training.augment import from_text
 from jaxcnn.training.data import DIGITS
 from jaxcnn.training.image_files import size_from
 from jaxcnn.training.microbatch import AUTO
-from jaxcnn.training.optimizer import OPTIMIZERS, SCHEDULES
 from jaxcnn.training.recipes import RECIPES
 from jaxcnn.training.samples import DataError
 from jaxcnn.training.step import BACKWARD
 
+OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
+SCHEDULES = ("cosine", "constant", "one-cycle")
 PRECISIONS = ("float32", "bfloat16")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,10 +13,8 @@ from jaxcnn.training.chunk import order_of
 from jaxcnn.training.gradients import gradients
 from jaxcnn.training.host import on_device, on_host
 from jaxcnn.training.names import name_of
+from jaxcnn.training.run import Run
 from jaxcnn.training.step import BACKWARD, TrainState
-
-if TYPE_CHECKING:
-    from jaxcnn.training.loop import Run
 
 Gradient = Callable[[TrainState], list[tuple[str, np.ndarray]]]  # by name; of several seeds at the first one's state
 

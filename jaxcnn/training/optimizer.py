@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers
 
+from jaxcnn.training.config import Config
 from jaxcnn.training.names import name_of
 from jaxcnn.training.samples import DataError
-
-if TYPE_CHECKING:
-    from jaxcnn.training.config import Config
-
-OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
-SCHEDULES = ("cosine", "constant", "one-cycle")
 
 
 def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
@@ -25,7 +20,6 @@ def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
 
     Weight decay is decoupled: the learning rate times it is taken off weights and filters, whatever the gradient.
 
-    >>> from jaxcnn.training.config import Config
     >>> import jax.numpy as jnp
     >>> optimizer = make_optimizer(Config(optimizer="sgd", learning_rate=0.5, weight_decay=0.0).complete(), 10)
     >>> bias = jnp.ones(2)
@@ -96,7 +90,6 @@ def require_layers(config: Config, params: Any) -> None:
 def make_schedule(config: Config, steps: int) -> optax.Schedule:
     """The learning rate of each step, counted from 0; `learning_rate` is the largest.
 
-    >>> from jaxcnn.training.config import Config
     >>> schedule = make_schedule(Config(learning_rate=1.0, schedule="constant", warmup=0.3).complete(), 10)
     >>> [float(schedule(step)) for step in (0, 1, 2, 3, 9)]
     [0.25, 0.5, 0.75, 1.0, 1.0]

@@ -215,9 +215,10 @@ def make(folder: Path, stopped: int, epochs: int, **changes: object) -> Path:
     """A run on the digits, left after so many of its epochs."""
     from jaxcnn.training import loop
     from jaxcnn.training.config import Config
+    from jaxcnn.training.run import prepare
     from jaxcnn.training.run_folder import RunFolder
 
-    run = loop.prepare(Config(epochs=epochs, validation=0.1, **changes))  # pyright: ignore[reportArgumentType]
+    run = prepare(Config(epochs=epochs, validation=0.1, **changes))  # pyright: ignore[reportArgumentType]
     with RunFolder(folder) as kept:
         for event in loop.train(run, kept, resume=False, stop=lambda: False):
             if isinstance(event, loop.EpochEnd) and event.metrics["epoch"] == stopped:
