@@ -108,7 +108,7 @@ def _parse(arguments: Sequence[str]) -> Any:
             )
     except SystemExit as end:
         if end.code:
-            _complain(_one_line(said.getvalue()))
+            _complain(_one_line(said.getvalue(), f"jaxcnn {first}" if first in COMMANDS else "jaxcnn"))
         raise
 
 
@@ -118,8 +118,8 @@ def _named(arguments: Sequence[str]) -> set[str]:
     return {option[2:].replace("-", "_") for option in options}
 
 
-def _one_line(box: str) -> str:
-    """tyro's framed paragraphs as a sentence: the first one, and the option that may have been meant."""
+def _one_line(box: str, command: str) -> str:
+    """tyro's framed paragraphs as a sentence: the first one, the option that may have been meant, and whose help."""
     rule = r"(?m)^(?:╭.*|╰.*|[│ ]*[─-]{3,}[│ ]*)$"  # where standard output is no UTF-8, the frame is of spaces and -
     _, first, *more = (" ".join(part.replace("│", " ").split()) for part in re.split(rule, box))
     meant = re.findall(r"--[\w-]+", more[0]) if "meant" in more[0] else []
@@ -129,7 +129,7 @@ def _one_line(box: str) -> str:
     ):
         hint = f"did you mean {near[0]}? "
     first = _of_a_number(first.split(" Got errors:")[0].rstrip("."))
-    return f"{first}; {hint}see jaxcnn --help"
+    return f"{first}; {hint}see {command} --help"
 
 
 def _of_a_number(said: str) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
+
+if TYPE_CHECKING:
+    from jaxcnn.report.record import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Report:
     """Run folders of jaxcnn train, finished or not."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """The page (RUN/report.html; of several runs report.html). A file that is not such a page stays."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
+    """Where the data of a run are now, if they have moved: the file, or the folder."""
 
 
 def report(arguments: Report) -> int:
@@ -31,6 +36,8 @@ def report(arguments: Report) -> int:
     from jaxcnn.report.record import read_records
 
     records = read_records(arguments.runs)
+    if arguments.data is not None:
+        records = [_with_data(records, arguments.data)]
     out = arguments.out or (arguments.runs[0] / "report.html" if len(records) == 1 else Path("report.html"))
     _require_own(out)
     from jaxcnn.report.network import shown
@@ -47,6 +54,19 @@ def report(arguments: Report) -> int:
         raise ValueError(f"--out: {out} cannot be written: {error.strerror}") from None
     print(f"{out}: {', '.join(f'{record.name} ({record.state})' for record in records)}")
     return 0
+
+
+def _with_data(records: list[Record], path: Path) -> Record:
+    """A run whose data are there now."""
+    from jaxcnn.training.data import DIGITS, NAMES
+
+    if len(records) > 1:
+        raise ValueError(f"--data: got {path} for {len(records)} runs, required one run")
+    (record,) = records
+    if record.options.data == DIGITS:
+        raise ValueError(f"--data: got {path}, but {record.path} is of the digits, which come with scikit-learn")
+    moved = "data_dir" if record.options.data in NAMES else "data"
+    return record._replace(options=dataclasses.replace(record.options, **{moved: str(path.absolute())}))
 
 
 def _require_own(out: Path) -> None:

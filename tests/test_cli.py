@@ -239,16 +239,25 @@ BAD_ARGUMENTS = {
         "Expected one of {train, report, predict, export, verify, explain, summary, bench}; see jaxcnn --help",
     ),
     "no such command": ("trian", "got the command trian; did you mean train? the commands are train, report, "),
-    "unknown option": ("train --epoch 2", "Unrecognized options: --epoch, 2; did you mean --epochs? see jaxcnn --help"),
+    "unknown option": (
+        "train --epoch 2",
+        "Unrecognized options: --epoch, 2; did you mean --epochs? see jaxcnn train --help",
+    ),
     "bad choice": ("train --model vgg16", "invalid choice 'vgg16' for argument '--model'. Expected one of ('source', "),
-    "a choice misspelt": ("train --model lenet", "'convnext'); did you mean lenet5? see jaxcnn --help"),
-    "bad number": ("train --epochs ten", "--epochs: got ten, required a whole number; see jaxcnn --help"),
+    "a choice misspelt": ("train --model lenet", "'convnext'); did you mean lenet5? see jaxcnn train --help"),
+    "bad number": ("train --epochs ten", "--epochs: got ten, required a whole number; see jaxcnn train --help"),
     "fraction of an epoch": ("train --epochs 1.5", "--epochs: got 1.5, required a whole number; see"),
     "no seed": ("train --seeds 0", "--seeds: got 0, required at least 1"),
     "no core": ("train --cores 0", "--cores: got 0, required at least 1"),
-    "half an image": ("train --batch-size 1.5", "--batch-size: got 1.5, required a whole number; see jaxcnn --help"),
-    "no number": ("train --clip none", "--clip: got none, required a number; see jaxcnn --help"),
-    "no number at all": ("train --validation half", "--validation: got half, required a number; see jaxcnn --help"),
+    "half an image": (
+        "train --batch-size 1.5",
+        "--batch-size: got 1.5, required a whole number; see jaxcnn train --help",
+    ),
+    "no number": ("train --clip none", "--clip: got none, required a number; see jaxcnn train --help"),
+    "no number at all": (
+        "train --validation half",
+        "--validation: got half, required a number; see jaxcnn train --help",
+    ),
     "no value": ("train --seed", "Missing value for argument '--seed'"),
     "too few epochs": ("train --epochs 0", "--epochs: got 0, required at least 1"),
     "no batch": ("train --batch-size 0", "--batch-size: got 0, required at least 1"),
@@ -312,7 +321,10 @@ BAD_ARGUMENTS = {
     "bench of no batch": ("bench --batches", "--batches: got none, required at least one"),
     "bench of empty batches": ("bench --batches 32 0", "--batches: got 0, required at least 1"),
     "bench without a round": ("bench --rounds 0", "--rounds: got 0, required at least 1"),
-    "bench of a letter": ("bench --batches 32 a", "--batches: got 32 a, required whole numbers; see jaxcnn --help"),
+    "bench of a letter": (
+        "bench --batches 32 a",
+        "--batches: got 32 a, required whole numbers; see jaxcnn bench --help",
+    ),
     "bench into no folder": (
         "bench --json nowhere/bench.json",
         "--json: got nowhere/bench.json, required a file that can be written: No such file or directory",
@@ -480,7 +492,7 @@ def test_the_line_does_not_depend_on_the_terminal(monkeypatch, capsys, encoding)
     """tyro frames its errors in lines of characters, or of spaces where the encoding has no such lines."""
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
     assert cli.main(["train", "--epoch", "2"]) == 2
-    says = "jaxcnn: Unrecognized options: --epoch, 2; did you mean --epochs? see jaxcnn --help\n"
+    says = "jaxcnn: Unrecognized options: --epoch, 2; did you mean --epochs? see jaxcnn train --help\n"
     assert capsys.readouterr().err == says
 
 

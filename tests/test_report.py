@@ -227,12 +227,37 @@ def test_a_run_that_is_not_finished(stopped, tmp_path, capsys):
     assert "Loss and accuracy" in page.texts["h2"]
     assert "Learned filters" in page.texts["h2"]
     assert not {"Confusion matrix", "Worst mistakes"} & set(page.texts["h2"])
-    assert dict(page.tables["What the runs have come to"])["test accuracy"] == ""
+    result = dict(page.tables["What the runs have come to"])
+    assert (result["test accuracy"], result["best validation"]) == ("–", "–")
+
+
+def test_metrics_that_are_lost(one, tmp_path, capsys):
+    """The checkpoints say how far the run has come, and resuming writes them anew."""
+    run = tmp_path / "run"
+    shutil.copytree(one[1], run)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text(lines[0])
+    anew = f"jaxcnn train --resume {run} writes it anew."
+    page = Page(reported(capsys, tmp_path / "page.html", run))
+    assert f"metrics.jsonl has 1 of the 2 epochs that have ended. {anew}" in page.texts["p"]
+    assert dict(page.tables["What the runs have come to"])["state"] == "2 of 2 epochs"
+    (run / "metrics.jsonl").unlink()
+    missing = "there are no curves, no gradient norms and no times"
+    page = Page(reported(capsys, tmp_path / "page.html", run))
+    assert f"metrics.jsonl has 0 of the 2 epochs that have ended: {missing}. {anew}" in page.texts["p"]
+    assert end(start("train", "--resume", run, cwd=tmp_path)).status == 0
+    assert (run / "metrics.jsonl").read_text() == "".join(lines)
+    page = Page(reported(capsys, tmp_path / "page.html", run))
+    assert not [text for text in page.texts["p"] if "metrics.jsonl" in text]
 
 
 def test_a_run_without_an_epoch(stopped, tmp_path, capsys):
-    shutil.copytree(stopped[1], tmp_path / "run")
-    (tmp_path / "run" / "metrics.jsonl").unlink()
+    run = tmp_path / "run"
+    shutil.copytree(stopped[1], run)
+    (run / "metrics.jsonl").unlink()
+    for newer in (run / "checkpoints").iterdir():
+        if newer.name != "0":
+            shutil.rmtree(newer)
     page = Page(reported(capsys, tmp_path / "page.html", tmp_path / "run"))
     assert "No epoch has ended yet: there are no curves, no gradient norms and no times." in page.texts["p"]
     assert {"Verification of the first batch", "Learned filters"} <= set(page.texts["h2"])
@@ -250,17 +275,23 @@ def test_data_that_are_not_there_any_more(rng, tmp_path, capsys, gone):
     train(prepare(config), tmp_path / "run")
     page = Page(reported(capsys, tmp_path / "page.html", tmp_path / "run"))
     assert MATRIX in page.tables
+    assert dict(page.tables["What the runs have come to"])["best validation"] == "–"
     image = next(image for image in page.attributes("img") if "taken for" in image["alt"])
     wanted = given["x_test"][int(re.findall(r"image (\d+)", image["alt"])[0])]
     np.testing.assert_allclose(pixels_of(image["src"])[..., 0], wanted, atol=1)  # no contrast is added
     if gone:
-        data.unlink()
+        moved = data.rename(tmp_path / "moved.npz")
     else:
         np.savez(data, **given | {"x_test": given["x_test"][::-1]})
     says = "no such file or folder" if gone else "not the data that the run was begun with"
     page = Page(reported(capsys, tmp_path / "page.html", tmp_path / "run"))
     assert [text for text in page.texts["p"] if says in text]
     assert MATRIX not in page.tables
+    if gone:
+        assert (
+            cli.main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html"), "--data", str(moved)]) == 0
+        )
+        assert MATRIX in Page((tmp_path / "page.html").read_text()).tables
     assert "Worst mistakes" not in page.texts["h2"]
     assert "Learned filters" in page.texts["h2"]
 
@@ -305,6 +336,14 @@ def test_nothing_is_from_outside_and_nothing_runs(text):
     assert all(image["alt"] for image in page.attributes("img"))
     assert all(svg["aria-label"] and svg["role"] == "img" for svg in page.attributes("svg"))
     assert len(page.tables) == len(page.attributes("table"))  # each has a caption
+
+
+def test_the_contents_lead_to_every_section(text):
+    page = Page(text)
+    links = [link["href"] for link in page.attributes("a")]
+    assert links == [f"#{section['id']}" for section in page.attributes("h2")]
+    assert page.texts["a"] == page.texts["h2"]
+    assert "#loss-and-accuracy" in links
 
 
 def test_names_are_text(one, tmp_path, capsys):
@@ -393,6 +432,12 @@ def test_a_configuration_that_is_not_the_runs(one, tmp_path, capsys, change, say
     config = tmp_path / "run" / "config.json"
     config.write_text(change(config.read_text()))
     fails(capsys, f"{tmp_path / 'run'}: {says}", tmp_path / "run")
+
+
+def test_data_that_moved_are_of_one_run(one, stopped, capsys):
+    fails(capsys, "--data: got elsewhere for 2 runs, required one run", one[1], stopped[1], "--data", "elsewhere")
+    says = f"--data: got elsewhere, but {one[1]} is of the digits, which come with scikit-learn"
+    fails(capsys, says, one[1], "--data", "elsewhere")
 
 
 def test_one_run_twice(one, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
@@ -34,7 +35,16 @@ def page(title: str, parts: Iterable[str]) -> str:
 
 
 def heading(text: str, level: int = 2) -> str:
-    return f"<h{level}>{escape(text)}</h{level}>"
+    """One of level 2 has a name, which `contents` leads to."""
+    name = f' id="{"-".join(re.findall("[a-z0-9]+", text.lower()))}"' if level == 2 else ""
+    return f"<h{level}{name}>{escape(text)}</h{level}>"
+
+
+def contents(parts: Iterable[str]) -> str:
+    """Links to the headings of level 2 in these parts."""
+    found = re.findall(r'<h2 id="(.*?)">(.*?)</h2>', "".join(parts))
+    items = "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in found)
+    return f'<nav aria-label="Contents"><ul class="key">{items}</ul></nav>'
 
 
 def paragraph(text: str) -> str:

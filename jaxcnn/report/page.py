@@ -23,8 +23,6 @@ def report(records: Sequence[Record], networks: Sequence[Shown]) -> str:
     title = f"Training report: {', '.join(record.name for record in records)}"
     both = list(zip(records, networks, strict=True))
     parts = [
-        html.heading(title, 1),
-        *_notes(both),
         *_differences(records),
         html.columns([_result(both), _configuration(records)]),
         html.heading("Verification of the first batch"),
@@ -40,7 +38,7 @@ def report(records: Sequence[Record], networks: Sequence[Shown]) -> str:
         _facts(records),
         f"<footer>{html.paragraph(f'Written by jaxcnn {__version__}.')}</footer>",
     ]
-    return html.page(title, parts)
+    return html.page(title, [html.heading(title, 1), *_notes(both), html.contents(parts), *parts])
 
 
 def _notes(both: Sequence[tuple[Record, Shown]]) -> list[str]:
@@ -75,7 +73,7 @@ def _result(both: Sequence[tuple[Record, Shown]]) -> str:
         "test images": lambda record, _: f"{record.config['test_images'][0]:,}",
         "seeds": lambda record, _: ", ".join(map(str, record.options.all_seeds)),
     }
-    cells = [[name, *(cell(record, shown) for record, shown in both)] for name, cell in rows.items()]
+    cells = [[name, *(cell(record, shown) or "–" for record, shown in both)] for name, cell in rows.items()]
     several = any(record.options.seeds > 1 for record, _ in both)
     caption = "Of several seeds mean ± deviation of a sample" if several else "What the runs have come to"
     shown = html.table(caption, _columns([record for record, _ in both]), cells, words=True)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxcnn.training.checkpoint import checkpoints
 from jaxcnn.training.config import Config
 from jaxcnn.training.run import config_of
 from jaxcnn.training.run_folder import read_config
@@ -25,6 +26,7 @@ class Record(NamedTuple):
     config: dict[str, Any]  # config.json
     options: Config
     lines: list[dict[str, Any]]  # of metrics.jsonl, one an epoch
+    ended: int  # epochs, as metrics.jsonl or the newest checkpoint has it
     notes: list[str]  # what is missing or not as it was written
 
     @property
@@ -38,7 +40,7 @@ class Record(NamedTuple):
     @property
     def state(self) -> str:
         """In words, how far it has come."""
-        return "finished" if self.finished else f"{len(self.lines)} of {self.options.epochs} epochs"
+        return "finished" if self.finished else f"{self.ended} of {self.options.epochs} epochs"
 
     def values(self, measure: str) -> np.ndarray:
         """(epochs, seeds) float64, NaN where an epoch has none."""
@@ -78,10 +80,16 @@ def _read(name: str, path: Path) -> Record:
         options = config_of(config)
     except KeyError as error:
         raise DataError(f"{path}: config.json is not one of this version of jaxcnn: it has no {error}") from None
+    newest = max((int(folder.name) for folder in checkpoints(path)), default=0)  # first: a run under way writes both
     lines, notes = _lines(path / "metrics.jsonl", options.seeds)
-    if not lines:
-        notes = [*notes, "No epoch has ended yet: there are no curves, no gradient norms and no times."]
-    return Record(name, path, config, options, lines, notes)
+    ended = max(len(lines), newest // (config["training_images"][0] // options.batch_size))
+    missing = "there are no curves, no gradient norms and no times"
+    if not ended:
+        notes = [*notes, f"No epoch has ended yet: {missing}."]
+    elif len(lines) < ended:
+        has = f"metrics.jsonl has {len(lines)} of the {ended} epochs that have ended{'' if lines else ': ' + missing}."
+        notes = [*notes, f"{has} jaxcnn train --resume {path} writes it anew."]
+    return Record(name, path, config, options, lines, ended, notes)
 
 
 def _lines(file: Path, seeds: int) -> tuple[list[dict[str, Any]], list[str]]:
