@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from jaxcnn.files import require_writable
+from jaxcnn.tables import lean_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -130,12 +131,8 @@ def _title(network: Any, batch: int) -> str:
 
 
 def _table(result: Result) -> Table:
-    from rich import box
-    from rich.table import Table
-
     work = f"{result.operations / 1e9:.3g} GFLOP a step, matrix product {result.rate / 1e9:.0f} GFLOP/s"
-    title = f"{_title(result.network, result.batch)}: {work}"
-    table = Table(title=title, caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = lean_table(f"{_title(result.network, result.batch)}: {work}")
     table.add_column("")
     for heading in ("ms", "from – to", "over jax", "over PyTorch", "of product", "MiB", "first call"):
         table.add_column(heading, justify="right", min_width=len(max(heading.split(), key=len)))

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from jaxcnn.tables import lean_table
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -255,7 +257,8 @@ def _show(
     several = f", each of the seeds {config.seed} … {config.all_seeds[-1]}" if config.seeds > 1 else ""
     console.print(
         f"{config.model} on {config.data}: {count // config.seeds:,} parameters, "
-        f"{len(run.data[0].train.labels):,} training images, {config.epochs} epochs of {run.steps_an_epoch} steps, "
+        f"{len(run.data[0].train.labels):,} training images, {_count(config.epochs, 'epoch')} of "
+        f"{_count(run.steps_an_epoch, 'step')}, "
         f"batch {config.batch_size}, backward {config.backward}{several}"
     )
     columns = [
@@ -286,14 +289,16 @@ def _show(
 
 
 def _gradient_table(differences: dict[str, float]) -> Any:
-    from rich.table import Table
-
-    table = Table(title="first batch: hand-written gradient against autodiff's")
+    table = lean_table("first batch: hand-written gradient against autodiff's")
     table.add_column("parameter")
     table.add_column("largest difference, relative", justify="right")
     for name, difference in differences.items():
         table.add_row(name, f"{difference:.1e}")
     return table
+
+
+def _count(number: int | None, name: str) -> str:
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
 def _epoch_text(line: dict[str, Any]) -> str:
@@ -311,7 +316,6 @@ def _mean(values: float | list[float]) -> float:
 
 def _table(run: Run, last: dict[str, Any]) -> Any:
     """The network beside the nearest neighbour in the same training images, where these are in memory."""
-    from rich.table import Table
     from sklearn.neighbors import KNeighborsClassifier
 
     from jaxcnn.training.samples import in_memory
@@ -321,7 +325,7 @@ def _table(run: Run, last: dict[str, Any]) -> Any:
     if in_memory(images):
         neighbour = KNeighborsClassifier(1, algorithm="brute").fit(images.reshape(len(images), -1), labels)
         accuracies["1-nearest-neighbour"] = neighbour.score(test_images.reshape(len(test_images), -1), test_labels)
-    table = Table(title=f"{len(test_labels):,} test images")
+    table = lean_table(f"{len(test_labels):,} test images")
     table.add_column("")
     table.add_column("accuracy", justify="right")
     table.add_column("wrong", justify="right")
@@ -333,9 +337,8 @@ def _table(run: Run, last: dict[str, Any]) -> Any:
 def _table_of_seeds(run: Run, last: dict[str, Any]) -> Any:
     """What each seed ends with; the deviation is that of a sample, of n seeds with n - 1."""
     import numpy as np
-    from rich.table import Table
 
-    table = Table(title=f"{len(run.data[0].test.labels):,} test images")
+    table = lean_table(f"{len(run.data[0].test.labels):,} test images")
     columns = [run.config.all_seeds, last["test_accuracy"], last["test_loss"]]
     chosen = [last["chosen_epoch"]] if "chosen_epoch" in last else []
     for name in ("seed", "accuracy", "loss", *(["epoch"] * len(chosen))):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from jaxcnn.files import require_writable
+from jaxcnn.tables import lean_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +46,6 @@ def verify(arguments: Verify) -> int:
     if arguments.shapes or arguments.static:
         raise ValueError("verify: --shapes and --static are for a rule of your own; give it as path/to/module.py:name")
     from rich.console import Console
-    from rich.table import Table
 
     from jaxcnn.training.devices import available_cores
     from jaxcnn.verification import cases
@@ -54,7 +54,7 @@ def verify(arguments: Verify) -> int:
     console = Console(highlight=False, markup=False)
     count = len(cases.full_cases() if arguments.full else cases.short_cases())
     checks = ("float64", *Options().dtypes)
-    table = Table(title="hand-written backward passes: largest error relative to the largest element")
+    table = lean_table("hand-written backward passes: largest error relative to the largest element")
     for heading in ("rule or layer", "case", *checks, ""):
         table.add_column(heading, justify="right" if heading in checks else "left")
     reports = []
