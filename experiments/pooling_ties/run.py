@@ -245,8 +245,8 @@ def draw(results: Sequence[dict], path: Path) -> None:
         difference.axvline(0, color="black", linewidth=0.8)
         difference.set_yticks(range(len(own)), [f"{r['dtype']}\n{r['optimizer']}" for r in own], fontsize="x-small")
         difference.set_xlabel("test accuracy, points (mean, 95 % interval)")
-        for axis in (ties, angle, difference):
-            axis.legend(fontsize="xx-small")
+    for axis in axes[:, -1]:  # beside the last column, for all
+        axis.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     made.savefig(path, dpi=100)
 
 
