@@ -3,6 +3,8 @@
 import io
 import sys
 
+from jaxcnn.extras import to_install
+
 
 def main() -> int:
     """The command line, or one line that says what to install for it."""
@@ -14,11 +16,7 @@ def main() -> int:
 
         return main()
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        extras = {"matplotlib": "plot", "tensorboardX": "tensorboard", "grain": "images", "PIL": "images"}
-        extra = extras.get(package, "train")
-        command = f'pip install "jaxcnn[{extra}]"'
-        print(f"jaxcnn: needs the package {error.name}; install it with: {command}", file=sys.stderr)
+        print(f"jaxcnn: needs the package {error.name}; install it with: {to_install(error.name)}", file=sys.stderr)
         return 2
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from jaxcnn.extras import needed_for
 from jaxcnn.training.loop import EpochEnd, Progress
 
 
@@ -18,11 +19,8 @@ class Board:
     """
 
     def __init__(self, run: Path, seeds: range):
-        try:
+        with needed_for("the event files of TensorBoard"):
             import tensorboardX  # noqa: F401 - asked for now, not after the first steps
-        except ModuleNotFoundError as error:
-            hint = 'events for TensorBoard need tensorboardX; install it with: pip install "jaxcnn[tensorboard]"'
-            raise ModuleNotFoundError(hint, name=error.name) from None
         self._folder, self._seeds, self._writer = run / "tensorboard", seeds, None
 
     def __enter__(self) -> Board:

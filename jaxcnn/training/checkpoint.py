@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxcnn.extras import needed_for
 from jaxcnn.training.host import on_host, sha256_of
 from jaxcnn.training.optimizer import evaluated_params
 from jaxcnn.training.samples import DataError
@@ -145,11 +146,8 @@ def digest(tree: Any, record: dict[str, Any]) -> str:
 
 
 def orbax() -> Any:
-    try:
+    with needed_for("saving and loading"):
         from orbax.checkpoint import v1
-    except ModuleNotFoundError as error:
-        hint = 'saving and loading need orbax-checkpoint; install it with: pip install "jaxcnn[train]"'
-        raise ModuleNotFoundError(hint, name=error.name) from None
     return v1
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxcnn.extras import needed_for
 from jaxcnn.training.devices import available_cores
 from jaxcnn.training.image_files import Files, Size, decoded, header
 from jaxcnn.training.samples import DataError
@@ -169,9 +170,6 @@ def _key(files: Files, size: Size) -> str:
 
 
 def _grain() -> Any:
-    try:
+    with needed_for("folders of images"):
         import grain
-    except ModuleNotFoundError as error:
-        hint = 'folders of images need grain and Pillow; install them with: pip install "jaxcnn[images]"'
-        raise ModuleNotFoundError(hint, name=error.name) from None
     return grain
