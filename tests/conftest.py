@@ -19,7 +19,7 @@ CACHE = Path(__file__).parents[1] / ".jax_cache" / os.environ.get("PYTEST_XDIST_
 
 # Before jax's first use of a device. Two CPU devices serve the shard_map tests. The tests compile hundreds of
 # programs: each of pytest-xdist's processes keeps its own between runs, however quickly they compiled.
-jax.config.update("jax_num_cpu_devices", 2)
+jaxcnn.use_cpu_cores(2)
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

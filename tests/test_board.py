@@ -107,6 +107,8 @@ def test_without_tensorboardX(tmp_path, monkeypatch, capsys):
     says = 'jaxcnn: needs the package tensorboardX; install it with: pip install "jaxcnn[tensorboard]"\n'
     assert capsys.readouterr().err == says
     assert not (tmp_path / "run").exists()
-    says = "needs the package tensorboardX for the event files of TensorBoard; install it with: pip install .*tensorboard"
+    says = (
+        "needs the package tensorboardX for the event files of TensorBoard; install it with: pip install .*tensorboard"
+    )
     with pytest.raises(ModuleNotFoundError, match=says):
         Board(tmp_path, range(1))

@@ -182,9 +182,10 @@ def test_little_memory_does(tmp_path):
             os.link(tmp_path / "set" / label / "0.png", tmp_path / "set" / label / f"{i}.png")
     code = """
 import resource, sys
-from jaxcnn.training import chunk, loop
+from jaxcnn.training import chunk
 from jaxcnn.training.config import Config
 from jaxcnn.training.data import load_data
+from jaxcnn.training.run import Run
 
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 

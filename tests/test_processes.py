@@ -338,8 +338,8 @@ def test_refused_places(given, says):
 
 
 EIGHT = """
-import jax, json, sys
-jax.config.update("jax_num_cpu_devices", 8)
+import jax, jaxcnn, json, sys
+jaxcnn.use_cpu_cores(8)
 sys.path.insert(0, "tests")
 import several_steps
 print(json.dumps(several_steps.train(0, 1, 0)), jax.device_count())

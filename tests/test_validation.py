@@ -16,6 +16,7 @@ from jaxcnn.training.checkpoint import checkpoints, params_sha256
 from jaxcnn.training.config import Config
 from jaxcnn.training.loop import Diverged, EpochEnd, Interrupted
 from jaxcnn.training.optimizer import evaluated_params
+from jaxcnn.training.recipes import RECIPES
 from jaxcnn.training.run import prepare
 from jaxcnn.training.run_folder import RunFolder
 from jaxcnn.training.samples import DataError
@@ -125,8 +126,8 @@ def test_the_averaged_parameters_of_the_chosen_epoch(tmp_path):
 def test_running_statistics_of_the_chosen_epoch(tmp_path, monkeypatch):
     """They are chosen with the parameters."""
     batch_norm = jaxcnn.sequential(jaxcnn.Conv2D(4, 3), jaxcnn.BatchNorm(), jaxcnn.Flatten(), jaxcnn.Dense(10))
-    recipe = loop.RECIPES["source"]._replace(network=lambda classes: batch_norm)
-    monkeypatch.setitem(loop.RECIPES, "source", recipe)
+    recipe = RECIPES["source"]._replace(network=lambda classes: batch_norm)
+    monkeypatch.setitem(RECIPES, "source", recipe)
     first, run = (prepare(dataclasses.replace(WORSE, epochs=epochs)) for epochs in (1, 2))
     wanted = train(first, tmp_path / "first")[-1].metrics
     monkeypatch.setattr(choice, "best", lambda lines, number: 1)

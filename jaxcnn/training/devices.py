@@ -17,13 +17,16 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxcnn.rules.window import is_whole
 
 BATCH = "batch"  # the one mesh axis: the samples of a batch
+POOL = ("PJRT_NPROC", "NPROC")  # of the environment: the number of threads, the first one that is there
 TURN = threading.RLock()  # who holds it may execute on several CPU devices: the process has one pool of threads for all
 
 
 def use_cpu_cores(n: int | None = None) -> int:
     """Makes one CPU device of each core, so that a step shares its batch among them. Returns how many.
 
-    XLA runs most convolutions on one thread; with a device a core all cores work.
+    XLA runs most convolutions on one thread; with a device a core all cores work. The pool of threads that the devices
+    share gets one more than there are devices: with fewer XLA's sums can come out wrong (`require_threads`). For that
+    PJRT_NPROC is set in this process' environment, where it, or the number of cores, is not larger.
 
     Args:
       n: how many; all the cores this process may use when None.
@@ -47,7 +50,15 @@ def use_cpu_cores(n: int | None = None) -> int:
         raise RuntimeError(
             "use_cpu_cores: jax has used a device already; call it at the start of the program"
         ) from None
+    if n > 1 and pool_threads() <= n:
+        os.environ[POOL[0]] = str(n + 1)
     return n
+
+
+def pool_threads() -> int:
+    """How many threads XLA gives the CPU devices of this process, by its environment and its cores."""
+    given = (os.environ.get(name, "") for name in POOL)
+    return next((int(number) for number in given if number.isdecimal()), available_cores())
 
 
 def available_cores() -> int:
@@ -86,6 +97,22 @@ def require_one_axis(function: str, mesh: Any) -> None:
         raise TypeError(f"{function}: mesh must be a jax.sharding.Mesh, as jax.make_mesh makes, got {mesh!r}")
     if len(mesh.axis_names) != 1:
         raise ValueError(f"{function}: mesh must have one axis, the batch; got axes {mesh.axis_names}")
+
+
+def require_threads(function: str, mesh: Any) -> None:
+    """Raises RuntimeError where the CPU devices of a mesh leave no thread of XLA's pool free.
+
+    The program of each device holds a thread until it ends. Where that is all of them nobody takes the small tasks from
+    the threads' queues, and once these are full, after a thousand or so, convolutions are wrong by a tenth and more,
+    without a word (jax 0.10.2; tests/pool_of_threads.py). With one thread more no queue fills.
+    """
+    devices = len(mesh.local_devices) if must_not_overlap(mesh) else 1
+    if 1 < devices >= pool_threads():
+        raise RuntimeError(
+            f"{function}: got {devices} CPU devices that share {pool_threads()} threads, required more threads than "
+            f"devices, or XLA's sums can be wrong; call jaxcnn.use_cpu_cores({devices}) at the start of the program, "
+            f"or start it with {POOL[0]}={devices + 1} in its environment"
+        )
 
 
 def place(tree: Any, mesh: Any, spec: PartitionSpec) -> Any:

@@ -27,6 +27,7 @@ from jaxcnn.training.devices import (
     must_not_overlap,
     place,
     require_one_axis,
+    require_threads,
     sum_over_devices,
 )
 from jaxcnn.training.memory import compiler_options
@@ -267,6 +268,7 @@ def one_step(name, network, loss, optimizer, backward, microbatch, augment, skip
     axis, devices = None, 1
     if mesh is not None:
         require_one_axis(name, mesh)
+        require_threads(name, mesh)
         axis, devices = mesh.axis_names[0] if mesh.size > 1 else None, mesh.size
     gradient = BACKWARD[backward]
 

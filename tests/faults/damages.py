@@ -27,6 +27,8 @@ import jax
 import numpy as np
 from processes import Ended, Result, result
 
+import jaxcnn
+
 EPOCHS, STOPPED = 8, 6  # of the run, and when it was left, at step 240; the third one is chosen
 
 
@@ -289,7 +291,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=1, help="of each run (%(default)s)")
     arguments = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", 2)
+    jaxcnn.use_cpu_cores(2)
     with tempfile.TemporaryDirectory() as folder:
         ends, wrong = damages(Path(folder), arguments.flips, arguments.seed, None, arguments.seeds)
     for name, how in ends.items():
