@@ -96,7 +96,7 @@ def test_outcomes_and_what_is_hidden():
         return {
             "test_accuracy": {"mean": mean},
             "minus_right": {"low": low, "high": high},
-            "loss_within_right_seeds": inside,
+            "loss_within_right_runs": inside,
         }
 
     cases = {
@@ -110,36 +110,41 @@ def test_outcomes_and_what_is_hidden():
     assert not module.hidden(result(0.95, -0.01, 0.01, False))
 
 
-def test_the_right_network_again_is_another_run_of_the_right_network(common):
-    """With its own seeds it would be the same run: no difference, and within. With others it is not."""
+def test_the_right_network_again(common):
+    """Of the same splits, with other initial parameters and another order."""
     module, seeds = experiment("famous_mistakes"), range(2)
     split = common.digits(seeds)
+    again = module.right_again("sgd", 0.03, split, seeds, 1, 2)
+    assert (again.accuracy.shape, again.loss.shape) == ((2, 2), (2, 2, 1))
     how = {"rates": (0.03,), "epochs": 1, "batch": module.BATCH, "optimizer": optax.sgd}
-    network = module.network_of([])
-    trained = common.train(network, split, seeds, **how)
-    right = {"rate": 0.03, "test_accuracy": common.spread(common.tested(network, trained, split)[0])}
-    curves = trained.loss[0, 0]
-    (again,) = module.right_again(right, curves, "sgd", split, seeds, 1)
-    assert again["test_accuracy"]["each"].shape == (2,)
-    assert again["minus_right"]["mean"] == pytest.approx(
-        (again["test_accuracy"]["each"] - right["test_accuracy"]["each"]).mean()
-    )
-    # Its seeds 100 and 101 with the splits of 0 and 1.
-    fresh = common.train(network, split, (100, 101), **how)
-    assert list(again["test_accuracy"]["each"]) == list(common.tested(network, fresh, split)[0])
-    assert again["loss_within_right_seeds"] == module.within(fresh.loss[0, 0].mean(0), curves)
-    assert (fresh.loss != trained.loss).all()
+    second = common.train(module.network_of([]), split, (200, 201), **how)
+    np.testing.assert_array_equal(again.accuracy[1], common.tested(module.network_of([]), second, split)[0])
+    np.testing.assert_array_equal(again.loss[1], second.loss[0, 0])
+    assert (again.loss[0] != again.loss[1]).all()
+
+
+def test_what_is_said_of_a_network_beside_the_right_one():
+    module = experiment("famous_mistakes")
+    right = module.Right(np.array([[0.8, 0.9], [0.6, 0.9]]), np.array([[[2.0, 1.0]] * 2, [[1.0, 0.5]] * 2]))
+    said = right.beside(np.array([0.5, 0.8]), np.array([[1.5, 0.9], [1.7, 0.7]]))
+    assert said["minus_right"]["mean"] == pytest.approx(-0.15)  # of 0.7 and 0.9, the means of the sets
+    np.testing.assert_allclose(said["loss_by_epoch"], [1.6, 0.8])
+    assert said["loss_within_right_runs"]
+    assert not right.beside(np.array([0.5, 0.8]), np.array([[1.5, 1.2], [1.7, 0.9]]))["loss_within_right_runs"]
+    first, second = module.each_right(right)  # each beside the other alone
+    assert (first["minus_right"]["mean"], second["minus_right"]["mean"]) == pytest.approx((0.1, -0.1))
+    assert not first["loss_within_right_runs"]
 
 
 def test_famous_mistakes_says_what_was_found(mistakes):
     module, record = experiment("famous_mistakes"), result_of("famous_mistakes")
     assert [e["mistake"] for e in record["mistakes"]] == [m.name for m in mistakes.MISTAKES]
     assert (record["seeds"], record["epochs"]) == (list(module.SEEDS), module.EPOCHS)
-    assert record["counts"] == json.loads(json.dumps(module.counts(record["mistakes"], record["right_again"])))
+    assert record["counts"] == json.loads(json.dumps(module.counts(record["mistakes"], record["right_sets"])))
     assert module.table(record["right"], record["mistakes"]) in README
-    assert all(len(record["right_again"][optimizer]) == module.AGAIN for optimizer in module.OPTIMIZERS)
+    assert all(len(record["right_sets"][optimizer]) == 1 + module.SETS for optimizer in module.OPTIMIZERS)
     results = [result for entry in record["mistakes"] for result in entry["training"].values()]
-    for result in results + [result for again in record["right_again"].values() for result in again]:
+    for result in results + [result for again in record["right_sets"].values() for result in again]:
         assert (result["outcome"], result["hidden"]) == (module.outcome(result), module.hidden(result))
 
 

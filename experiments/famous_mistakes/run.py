@@ -4,7 +4,8 @@
 
 A small network with batch normalisation and a residual block is trained on the digits with each of the mistakes in all
 of its layers, by sgd and by adam, each at its own best learning rate; beside that what the verifier and other gradient
-checkers say of the same mistake.
+checkers say of the same mistake. The right network is trained from other initial parameters too: it is what mistakes
+are compared with, and shows how often such a comparison is wrong.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,7 +28,7 @@ import common
 from planted_peers import PEERS as ALL_PEERS
 
 SEEDS, EPOCHS = range(5), 8
-AGAIN = 10  # times that the right network is trained from other initial parameters
+SETS = 10  # of other initial parameters, with which the right network is trained again
 OPTIMIZERS = {"sgd": (optax.sgd, (0.003, 0.03, 0.3)), "adam": (optax.adam, (0.001, 0.005, 0.025))}
 PEERS = {name: ALL_PEERS[name] for name in ("check_grads", "chex", "torch gradcheck")}
 # A few of each outcome, for --quick.
@@ -37,12 +38,29 @@ QUICK = ("filter not turned", "bias gradient negated", "1/N missing", "statistic
 # --- training with a mistake ----------------------------------------------------------------------------------------
 
 
+class Right(NamedTuple):
+    """The right network at its chosen rate, from several sets of initial parameters and orders of the images."""
+
+    accuracy: np.ndarray  # (sets, seeds), of the test images; a seed is a split, the same in all sets
+    loss: np.ndarray  # (sets, seeds, epochs)
+
+    def without(self, number: int) -> Right:
+        return Right(*(np.delete(array, number, 0) for array in self))
+
+    def beside(self, accuracy: np.ndarray, loss: np.ndarray) -> dict[str, Any]:
+        """What is said of a network of which these, (seeds,) and (seeds, epochs), are known."""
+        return {
+            "test_accuracy": common.spread(accuracy),
+            "minus_right": common.paired(accuracy, self.accuracy.mean(0)),
+            "loss_by_epoch": loss.mean(0),
+            "loss_within_right_runs": within(loss.mean(0), self.loss.reshape(-1, loss.shape[-1])),
+        }
+
+
 def trained_with(
-    mistakes: Sequence[Mistake], optimizer: str, split: common.Split, seeds, rates, epochs: int, times: int
-) -> tuple[list[dict], list[dict]]:
-    """(For the right network, then for each mistake, what came of it at the rate that is best by validation; what
-    `right_again` finds.)
-    """
+    mistakes: Sequence[Mistake], optimizer: str, split: common.Split, seeds, rates, epochs: int, sets: int
+):
+    """(The right network's runs; for it, then for each mistake, what came of it at the rate that is best by validation.)"""
     network = network_of(mistakes)
     make = OPTIMIZERS[optimizer][0]
     variants = [{"variant": i} for i in range(1 + len(mistakes))]
@@ -51,53 +69,40 @@ def trained_with(
         network, split, seeds, rates=rates, epochs=epochs, batch=BATCH, variants=variants, optimizer=make, watch=watch
     )
     accuracy, chosen = common.tested(network, trained, split), trained.chosen
-    right = trained.loss[0, chosen[0]]  # (seeds, epochs)
+    again = right_again(optimizer, rates[chosen[0]], split, seeds, epochs, sets)
+    first = Right(accuracy[:1], trained.loss[:1, chosen[0]])
+    right = Right(*(np.concatenate(pair) for pair in zip(first, again, strict=True)))
     results = []
     for i, rate in enumerate(chosen):
-        curve = trained.loss[i, rate]
         start, end = ({name: mean_of(w, i, rate) for name, w in trained.watched[e].items()} for e in (0, -1))
         results.append(
             {
                 "optimizer": optimizer,
                 "rate": rates[rate],
                 "accuracy_by_rate": dict(zip(map(str, rates), trained.validation[i].max(-1).mean(-1), strict=True)),
-                "test_accuracy": common.spread(accuracy[i]),
-                "minus_right": common.paired(accuracy[i], accuracy[0]),
-                "loss_by_epoch": curve.mean(0),
-                "loss_within_right_seeds": within(curve.mean(0), right),
+                **right.beside(accuracy[i], trained.loss[i, rate]),
                 "alignment_at_first": start,
                 "alignment_at_the_end": end,
             }
         )
-    return results, right_again(results[0], right, optimizer, split, seeds, times)
+    return right, results
 
 
-def right_again(
-    right: dict, curves: np.ndarray, optimizer: str, split: common.Split, seeds: Sequence[int], times: int
-) -> list[dict]:
-    """The right network with other initial parameters and another order: what would be said of a mistake that is none.
-
-    Args:
-      right: its result, to be compared with as a mistake is.
-      curves: its losses, (seeds, epochs).
-      times: with how many sets of seeds, as many in each as in `seeds`; the splits are those of `seeds`.
-    """
+def right_again(optimizer: str, rate: float, split: common.Split, seeds, epochs: int, sets: int) -> Right:
+    """With so many other sets of initial parameters and orders; the splits are those of `seeds`."""
     network = network_of([])
-    fresh = [100 * time + seed for time in range(1, 1 + times) for seed in seeds]
-    which = np.tile(np.arange(len(seeds)), times)
+    fresh = [100 * number + seed for number in range(1, 1 + sets) for seed in seeds]
+    which = np.tile(np.arange(len(seeds)), sets)
     split = common.Split(*(split.of(part, which) for part in split._fields))
-    how = {"rates": (right["rate"],), "epochs": curves.shape[1], "optimizer": OPTIMIZERS[optimizer][0]}
+    how = {"rates": (rate,), "epochs": epochs, "optimizer": OPTIMIZERS[optimizer][0]}
     trained = common.train(network, split, fresh, batch=BATCH, **how)
-    accuracies = common.tested(network, trained, split).reshape(times, len(seeds))
-    losses = trained.loss.reshape(times, len(seeds), -1).mean(1)
-    return [
-        {
-            "test_accuracy": common.spread(accuracy),
-            "minus_right": common.paired(accuracy, right["test_accuracy"]["each"]),
-            "loss_within_right_seeds": within(loss, curves),
-        }
-        for accuracy, loss in zip(accuracies, losses, strict=True)
-    ]
+    accuracy = common.tested(network, trained, split)
+    return Right(accuracy.reshape(sets, len(seeds)), trained.loss.reshape(sets, len(seeds), epochs))
+
+
+def each_right(right: Right) -> list[dict[str, Any]]:
+    """Of each set what would be said of it beside the others, were it a mistake: what is not hidden is a false alarm."""
+    return [right.without(i).beside(right.accuracy[i], right.loss[i]) for i in range(len(right.accuracy))]
 
 
 def alignment_of(network: jaxcnn.Layer, images: np.ndarray, labels: np.ndarray):
@@ -121,7 +126,7 @@ def mean_of(alignment: Any, variant: int, rate: int) -> dict[str, float | None]:
 
 
 def within(curve: np.ndarray, right: np.ndarray) -> bool:
-    """Whether a curve lies, in every epoch, between the lowest and the highest of the right network's seeds."""
+    """Whether a curve lies, in every epoch, between the lowest and the highest of the right network's runs."""
     return bool(((curve >= right.min(0)) & (curve <= right.max(0))).all())
 
 
@@ -153,7 +158,7 @@ def outcome(result: dict) -> str:
 
 def hidden(result: dict) -> bool:
     """Whether neither the loss curve nor the accuracy tells the network from the right one."""
-    return result["loss_within_right_seeds"] and outcome(result) == "no difference"
+    return result["loss_within_right_runs"] and outcome(result) == "no difference"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -166,8 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     by_optimizer, again = {}, {}
     for optimizer in ("sgd",) if options.quick else OPTIMIZERS:
         rates = OPTIMIZERS[optimizer][1][1:2] if options.quick else OPTIMIZERS[optimizer][1]
-        how = rates, epochs, 2 if options.quick else AGAIN
-        by_optimizer[optimizer], again[optimizer] = trained_with(mistakes, optimizer, split, seeds, *how)
+        how = rates, epochs, 2 if options.quick else SETS
+        sets, by_optimizer[optimizer] = trained_with(mistakes, optimizer, split, seeds, *how)
+        again[optimizer] = each_right(sets)
         print(f"{optimizer}: trained", flush=True)
     right = {optimizer: results[0] for optimizer, results in by_optimizer.items()}
     entries = [
@@ -183,10 +189,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for i, mistake in enumerate(mistakes, 1)
     ]
     how = {"seeds": list(seeds), "epochs": epochs, "batch": BATCH}
+    how["other_sets"] = 2 if options.quick else SETS
     how["rates"] = {optimizer: rates for optimizer, (_, rates) in OPTIMIZERS.items()}
     again = {o: [{**r, "outcome": outcome(r), "hidden": hidden(r)} for r in results] for o, results in again.items()}
     numbers = counts(entries, again)
-    record = common.write(options, **how, right=right, right_again=again, counts=numbers, mistakes=entries)
+    record = common.write(options, **how, right=right, right_sets=again, counts=numbers, mistakes=entries)
     print(table(record["right"], record["mistakes"]))
     for name, count in record["counts"].items():
         print(f"{name}: {count}")
@@ -206,7 +213,9 @@ def counts(entries: Sequence[dict], again: dict[str, list[dict]]) -> dict[str, A
         **{o: {name: sum(t[o]["outcome"] == name for t in trainings) for name in outcomes} for o in optimizers},
         **{f"hidden, {o}": sum(t[o]["hidden"] for t in trainings) for o in optimizers},
         "hidden with every optimizer": sum(all(t[o]["hidden"] for o in optimizers) for t in trainings),
-        **{f"right again, hidden, {o}": f"{sum(r['hidden'] for r in a)} of {len(a)}" for o, a in again.items()},
+        "right sets": {o: len(a) for o, a in again.items()},
+        **{f"right, {o}": {name: sum(r["outcome"] == name for r in a) for name in outcomes} for o, a in again.items()},
+        **{f"right, hidden, {o}": sum(r["hidden"] for r in a) for o, a in again.items()},
     }
 
 
