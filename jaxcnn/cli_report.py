@@ -65,6 +65,8 @@ def _with_data(records: list[Record], path: Path) -> Record:
     (record,) = records
     if record.options.data == DIGITS:
         raise ValueError(f"--data: got {path}, but {record.path} is of the digits, which come with scikit-learn")
+    if not path.exists():
+        raise ValueError(f"--data: got {path}, required the file or folder of the run's data; there is none")
     moved = "data_dir" if record.options.data in NAMES else "data"
     return record._replace(options=dataclasses.replace(record.options, **{moved: str(path.absolute())}))
 

@@ -257,8 +257,8 @@ def _show(
     several = f", each of the seeds {config.seed} … {config.all_seeds[-1]}" if config.seeds > 1 else ""
     console.print(
         f"{config.model} on {config.data}: {count // config.seeds:,} parameters, "
-        f"{len(run.data[0].train.labels):,} training images, {_count(config.epochs, 'epoch')} of "
-        f"{_count(run.steps_an_epoch, 'step')}, "
+        f"{len(run.data[0].train.labels):,} training images, {_counted(config.epochs, 'epoch')} of "
+        f"{_counted(run.steps_an_epoch, 'step')}, "
         f"batch {config.batch_size}, backward {config.backward}{several}"
     )
     columns = [
@@ -297,7 +297,7 @@ def _gradient_table(differences: dict[str, float]) -> Any:
     return table
 
 
-def _count(number: int | None, name: str) -> str:
+def _counted(number: int | None, name: str) -> str:
     return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 

@@ -9,7 +9,7 @@ EXTRAS = {"matplotlib": "plot", "tensorboardX": "tensorboard", "grain": "images"
 
 
 def to_install(package: str | None) -> str:
-    """The command that installs what brings it.
+    """The command that installs a package, by the name that it is imported by, with the extra that brings it.
 
     >>> to_install("grain")
     'pip install "jaxcnn[images]"'

@@ -237,10 +237,11 @@ def test_metrics_that_are_lost(one, tmp_path, capsys):
     shutil.copytree(one[1], run)
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text(lines[0])
-    anew = f"jaxcnn train --resume {run} writes it anew."
+    anew = f"jaxcnn train --resume {run} writes it anew, and goes on if there is more to do."
     page = Page(reported(capsys, tmp_path / "page.html", run))
     assert f"metrics.jsonl has 1 of the 2 epochs that have ended. {anew}" in page.texts["p"]
     assert dict(page.tables["What the runs have come to"])["state"] == "2 of 2 epochs"
+    assert not [text for text in page.texts["p"] if "not finished" in text or "test images are" in text]
     (run / "metrics.jsonl").unlink()
     missing = "there are no curves, no gradient norms and no times"
     page = Page(reported(capsys, tmp_path / "page.html", run))
@@ -288,9 +289,10 @@ def test_data_that_are_not_there_any_more(rng, tmp_path, capsys, gone):
     assert [text for text in page.texts["p"] if says in text]
     assert MATRIX not in page.tables
     if gone:
-        assert (
-            cli.main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html"), "--data", str(moved)]) == 0
-        )
+        says = f"--data: got {data}, required the file or folder of the run's data; there is none"
+        fails(capsys, says, tmp_path / "run", "--data", data)
+        now = ["--out", str(tmp_path / "page.html"), "--data", str(moved)]
+        assert cli.main(["report", str(tmp_path / "run"), *now]) == 0
         assert MATRIX in Page((tmp_path / "page.html").read_text()).tables
     assert "Worst mistakes" not in page.texts["h2"]
     assert "Learned filters" in page.texts["h2"]
@@ -436,8 +438,8 @@ def test_a_configuration_that_is_not_the_runs(one, tmp_path, capsys, change, say
 
 def test_data_that_moved_are_of_one_run(one, stopped, capsys):
     fails(capsys, "--data: got elsewhere for 2 runs, required one run", one[1], stopped[1], "--data", "elsewhere")
-    says = f"--data: got elsewhere, but {one[1]} is of the digits, which come with scikit-learn"
-    fails(capsys, says, one[1], "--data", "elsewhere")
+    says = f"--data: got nowhere, but {one[1]} is of the digits, which come with scikit-learn"
+    fails(capsys, says, one[1], "--data", "nowhere")
 
 
 def test_one_run_twice(one, capsys):

@@ -60,7 +60,7 @@ class Right(NamedTuple):
 def trained_with(
     mistakes: Sequence[Mistake], optimizer: str, split: common.Split, seeds, rates, epochs: int, sets: int
 ):
-    """(The right network's runs; for it, then for each mistake, what came of it at the rate that is best by validation.)"""
+    """(The right network's runs; of it, then of each mistake, what came at the rate that is best by validation.)"""
     network = network_of(mistakes)
     make = OPTIMIZERS[optimizer][0]
     variants = [{"variant": i} for i in range(1 + len(mistakes))]
@@ -101,7 +101,7 @@ def right_again(optimizer: str, rate: float, split: common.Split, seeds, epochs:
 
 
 def each_right(right: Right) -> list[dict[str, Any]]:
-    """Of each set what would be said of it beside the others, were it a mistake: what is not hidden is a false alarm."""
+    """Of each what would be said of it beside the others, were it a mistake. What is not hidden is a false alarm."""
     return [right.without(i).beside(right.accuracy[i], right.loss[i]) for i in range(len(right.accuracy))]
 
 

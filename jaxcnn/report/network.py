@@ -72,6 +72,8 @@ def shown(record: Record) -> Shown:
     named = {name_of(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(params)}
     found = {name.rpartition("/")[0]: leaf for name, leaf in named.items() if leaf.ndim == 4}
     filters = {layer: found[layer] for layer in layers if layer in found}
+    if record.lost:
+        return Shown(layers, parameters, filters, None, notes)  # how the test ended is not known
     if not record.finished:
         notes.append("The test images are for the end of the run: no confusion matrix and no mistakes before.")
         return Shown(layers, parameters, filters, None, notes)
@@ -81,7 +83,8 @@ def shown(record: Record) -> Shown:
         answers = _answers(record, network, params, state)
     except (DataError, OSError) as error:
         answers = None
-        notes.append(f"The test images are not there any more: {error}. Confusion matrix and mistakes are left out.")
+        moved = "Where they have only moved, --data says where to."
+        notes.append(f"The test images are not there: {error}. Confusion matrix and mistakes are left out. {moved}")
     return Shown(layers, parameters, filters, answers, notes)
 
 

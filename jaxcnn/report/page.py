@@ -46,7 +46,7 @@ def _notes(both: Sequence[tuple[Record, Shown]]) -> list[str]:
     said = []
     for record, shown in both:
         begun = f"The run is not finished: {record.state} so far. It is under way, or ended before its time, and then"
-        state = [] if record.finished else [f"{begun} jaxcnn train --resume goes on with it."]
+        state = [] if record.finished or record.lost else [f"{begun} jaxcnn train --resume goes on with it."]
         where = f"{record.name}: " if len(both) > 1 else ""
         said += [html.note(f"{where}{text}") for text in (*state, *record.notes, *shown.notes)]
     return said

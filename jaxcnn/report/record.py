@@ -34,6 +34,11 @@ class Record(NamedTuple):
         return bool(self.lines) and "test_accuracy" in self.lines[-1]
 
     @property
+    def lost(self) -> bool:
+        """Whether metrics.jsonl has not all the epochs that have ended."""
+        return len(self.lines) < self.ended
+
+    @property
     def epochs(self) -> list[int]:
         return [line["epoch"] for line in self.lines]
 
@@ -88,7 +93,7 @@ def _read(name: str, path: Path) -> Record:
         notes = [*notes, f"No epoch has ended yet: {missing}."]
     elif len(lines) < ended:
         has = f"metrics.jsonl has {len(lines)} of the {ended} epochs that have ended{'' if lines else ': ' + missing}."
-        notes = [*notes, f"{has} jaxcnn train --resume {path} writes it anew."]
+        notes = [*notes, f"{has} jaxcnn train --resume {path} writes it anew, and goes on if there is more to do."]
     return Record(name, path, config, options, lines, ended, notes)
 
 
