@@ -27,7 +27,7 @@ from methods import METHODS, lenet
 
 SEEDS, TRAIN, VALIDATION, EPOCHS, BATCH = range(5), 10_000, 2_000, 10, 64
 WATCHED = 200  # validation images, of whose gradient the angles are taken
-RATES = {  # feedback that knows nothing of the weights diverges at rates that the others want
+RATES = {  # the less feedback knows of the weights, the smaller the rates that it bears
     ("BP",): (0.01, 0.03, 0.1),
     ("uSF", "brSF", "frSF"): (0.003, 0.01, 0.03),
     ("FA", "DFA"): (0.0002, 0.0006, 0.002, 0.006),
