@@ -102,12 +102,13 @@ def require_one_axis(function: str, mesh: Any) -> None:
 def require_threads(function: str, mesh: Any) -> None:
     """Raises RuntimeError where the CPU devices of a mesh leave no thread of XLA's pool free.
 
-    The program of each device holds a thread until it ends. Where that is all of them nobody takes the small tasks from
-    the threads' queues, and once these are full, after a thousand or so, convolutions are wrong by a tenth and more,
-    without a word (jax 0.10.2; tests/pool_of_threads.py). With one thread more no queue fills.
+    There larger convolutions are wrong by a tenth and more, without a word, after some hundred steps in one program
+    (jax 0.10.2; tests/pool_of_threads.py). What was found out fits queues that run full: the program of each device
+    holds a thread until it ends, and where that is all of them nobody takes the tasks that are left over. With one
+    thread more it was never seen.
     """
     devices = len(mesh.local_devices) if must_not_overlap(mesh) else 1
-    if 1 < devices >= pool_threads():
+    if devices > 1 and devices >= pool_threads():
         raise RuntimeError(
             f"{function}: got {devices} CPU devices that share {pool_threads()} threads, required more threads than "
             f"devices, or XLA's sums can be wrong; call jaxcnn.use_cpu_cores({devices}) at the start of the program, "
