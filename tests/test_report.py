@@ -21,7 +21,9 @@ from test_report_figures import pixels_of, points_of
 
 import jaxcnn
 from jaxcnn import cli
+from jaxcnn.cli_report import _with_data
 from jaxcnn.report import figures
+from jaxcnn.report.record import read_records
 from jaxcnn.training import devices, loop
 from jaxcnn.training.loop import Interrupted
 from jaxcnn.training.run import prepare
@@ -440,6 +442,13 @@ def test_data_that_moved_are_of_one_run(one, stopped, capsys):
     fails(capsys, "--data: got elsewhere for 2 runs, required one run", one[1], stopped[1], "--data", "elsewhere")
     says = f"--data: got nowhere, but {one[1]} is of the digits, which come with scikit-learn"
     fails(capsys, says, one[1], "--data", "nowhere")
+
+
+def test_data_of_a_name_have_moved_to_a_folder(one, tmp_path):
+    (record,) = read_records([one[1]])
+    record = record._replace(options=dataclasses.replace(record.options, data="fashion-mnist"))
+    options = _with_data([record], tmp_path).options
+    assert (options.data, options.data_dir) == ("fashion-mnist", str(tmp_path))
 
 
 def test_one_run_twice(one, capsys):
