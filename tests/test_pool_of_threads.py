@@ -43,7 +43,7 @@ def said(*arguments: str, **environment: str) -> str:
 
 
 def test_the_same_rows_end_the_same():
-    """Sixteen times the same seed and images, eight to a device, in one program: where no thread is free, 6 differ."""
+    """Sixteen times the same seed and images, eight to a device, in one program: where no thread is free, 2 differ."""
     assert said("-c", MANY_STEPS, "rightly", PJRT_NPROC="2") == "0 rows differ"
 
 
