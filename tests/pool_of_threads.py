@@ -2,8 +2,13 @@
 
 Plain jax, nothing of the library in it. Two CPU devices each compute the same convolutions of the same images again and
 again, in one program; prints in how many of the steps the result is not that of the first. With jax 0.10.2 and two
-threads these are nearly all from step 340 on, by up to half of the largest element; with three threads none.
-`jaxcnn.use_cpu_cores` sees to the third. tests/test_pool_of_threads.py runs this in processes of its own.
+threads these are nearly all from step 340 on, by up to half of the largest element; with three threads none, nor with
+
+    XLA_FLAGS=--xla_disable_hlo_passes=cpu-parallel-task-assigner
+
+in the environment, which is what `jaxcnn.use_cpu_cores` sees to: then no kernel is divided among the threads. Each one
+that is leaves a task in a queue, and a queue has 1024 places: in a step three kernels are divided. Only `small` is
+wrong, a convolution that XLA hands to Eigen. tests/test_pool_of_threads.py runs this in processes of its own.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import jaxcnn
 from jaxcnn import BatchNorm, Conv2D, Dense, GlobalAvgPool, ReLU, residual, sequential
 from jaxcnn.rules.dense import DenseResiduals
 from jaxcnn.rules.platform import materialised
-from jaxcnn.training.memory import IN_ORDER, PIECE, largest
+from jaxcnn.training.compiler import IN_ORDER, PIECE, largest
 
 
 def compiled(function, *arguments):

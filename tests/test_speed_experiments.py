@@ -167,7 +167,9 @@ def test_help_is_printed(script, request, capsys):
 
 
 def test_cores_are_compared_and_held_against_the_bar(cores, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cores.jaxcnn, "use_cpu_cores", lambda n: 2)  # this process has used its devices already
+    made = []
+    monkeypatch.setattr(cores, "available_cores", lambda: 2)
+    monkeypatch.setattr(cores.jax.config, "update", lambda *given: made.append(given))  # too late in this process
     seconds = {1: iter([3.0, 5.0, 4.0]), 2: iter([2.0, 9.0, 2.0])}
     with monkeypatch.context() as patch:
         patch.setattr(cores, "timed", lambda batch, mesh: seconds[mesh.size].__next__)
@@ -179,7 +181,8 @@ def test_cores_are_compared_and_held_against_the_bar(cores, tmp_path, monkeypatc
         found = json.loads((tmp_path / "cores.json").read_text())["batches"]
         assert [(one["batch"], one["times"]) for one in found] == [(32, times), (128, times)]
         assert f"batch 128: {times}e+03 ms on one device" in capsys.readouterr().out
-    monkeypatch.setattr(cores.jaxcnn, "use_cpu_cores", lambda n: 1)
+    assert set(made) == {("jax_num_cpu_devices", 2)}
+    monkeypatch.setattr(cores, "available_cores", lambda: 1)
     with pytest.raises(SystemExit):
         cores.main(["--quick"])
     assert "there is one core, and nothing to compare it with" in capsys.readouterr().err

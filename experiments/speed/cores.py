@@ -38,9 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, metavar="DIR", help="for cores.json")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    cores = jaxcnn.use_cpu_cores(max(n for n in range(1, available_cores() + 1) if BATCHES[0] % n == 0))
+    cores = max(n for n in range(1, available_cores() + 1) if BATCHES[0] % n == 0)
     if cores == 1:
         parser.error("there is one core, and nothing to compare it with")
+    jax.config.update("jax_num_cpu_devices", cores)  # and nothing else: one device has to itself what XLA gives to one
 
     found = [{"batch": batch, **compare(batch, cores, 1 if options.quick else ROUNDS)} for batch in BATCHES]
     for one in found:

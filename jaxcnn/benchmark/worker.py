@@ -19,7 +19,6 @@ import numpy as np
 
 from jaxcnn.benchmark.contestant import Contestant
 from jaxcnn.benchmark.problem import Network, make_problem
-from jaxcnn.training.devices import use_cpu_cores
 
 COMPARED = 3  # steps whose losses are compared
 SETTLE, ROUND = "settle", "round"  # questions, besides Prepare
@@ -139,7 +138,7 @@ def _settle(contestant: Contestant, folder: str) -> None:
         import jax
 
         jax.config.update("jax_platforms", "cpu")
-        use_cpu_cores(contestant.devices)
+        jax.config.update("jax_num_cpu_devices", contestant.devices)
         jax.config.update("jax_enable_compilation_cache", False)
         jax.block_until_ready(jax.numpy.zeros(1) + 1)  # the first computation of all starts threads
     importlib.import_module(contestant.module)

@@ -18,15 +18,17 @@ from jaxcnn.rules.window import is_whole
 
 BATCH = "batch"  # the one mesh axis: the samples of a batch
 POOL = ("PJRT_NPROC", "NPROC")  # of the environment: the number of threads, the first one that is there
+WHOLE = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}  # for XLA: to divide no kernel among threads
+FLAG = "--" + "=".join(*WHOLE.items())
 TURN = threading.RLock()  # who holds it may execute on several CPU devices: the process has one pool of threads for all
 
 
 def use_cpu_cores(n: int | None = None) -> int:
     """Makes one CPU device of each core, so that a step shares its batch among them. Returns how many.
 
-    XLA runs most convolutions on one thread; with a device a core all cores work. The pool of threads that the devices
-    share gets one more than there are devices: with fewer XLA's sums can come out wrong (`require_threads`). For that
-    PJRT_NPROC is set in this process' environment, where it, or the number of cores, is not larger.
+    XLA runs most convolutions on one thread; with a device a core all cores work. Where the devices take all threads
+    of XLA's pool, no operation is divided among threads any more, or convolutions can come out wrong
+    (`takes_all_threads`): for that XLA_FLAGS gets one more flag in this process' environment.
 
     Args:
       n: how many; all the cores this process may use when None.
@@ -50,8 +52,8 @@ def use_cpu_cores(n: int | None = None) -> int:
         raise RuntimeError(
             "use_cpu_cores: jax has used a device already; call it at the start of the program"
         ) from None
-    if n > 1 and pool_threads() <= n:
-        os.environ[POOL[0]] = str(n + 1)
+    if n > 1 and n >= pool_threads() and not kernels_are_whole():
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}".strip()
     return n
 
 
@@ -59,6 +61,11 @@ def pool_threads() -> int:
     """How many threads XLA gives the CPU devices of this process, by its environment and its cores."""
     given = (os.environ.get(name, "") for name in POOL)
     return next((int(number) for number in given if number.isdecimal()), available_cores())
+
+
+def kernels_are_whole() -> bool:
+    """Whether the environment tells XLA to divide no kernel among threads."""
+    return FLAG in os.environ.get("XLA_FLAGS", "").split()
 
 
 def available_cores() -> int:
@@ -99,20 +106,28 @@ def require_one_axis(function: str, mesh: Any) -> None:
         raise ValueError(f"{function}: mesh must have one axis, the batch; got axes {mesh.axis_names}")
 
 
-def require_threads(function: str, mesh: Any) -> None:
-    """Raises RuntimeError where the CPU devices of a mesh leave no thread of XLA's pool free.
+def takes_all_threads(mesh: Any) -> bool:
+    """Whether its CPU devices in this process leave no thread of XLA's pool free.
 
-    There larger convolutions are wrong by a tenth and more, without a word, after some hundred steps in one program
-    (jax 0.10.2; tests/pool_of_threads.py). What was found out fits queues that run full: the program of each device
-    holds a thread until it ends, and where that is all of them nobody takes the tasks that are left over. With one
-    thread more it was never seen.
+    There the larger convolutions of plain jax are wrong by a tenth and more, without a word, after some hundred steps
+    in one program (jax 0.10.2; tests/pool_of_threads.py). XLA divides a large elementwise kernel among the threads, and
+    who comes too late for a share leaves a task behind that does nothing. A device's program holds its thread until it
+    ends; where that is all of them nobody takes these tasks, until the queues are full. A task is then run where it is
+    given, in the middle of another, for which Eigen's products of matrices, and so its convolutions, are not made. With
+    a thread more, or with no kernel divided (`WHOLE`), no step was ever wrong; dividing is no use there anyway.
     """
     devices = len(mesh.local_devices) if must_not_overlap(mesh) else 1
-    if devices > 1 and devices >= pool_threads():
+    return devices > 1 and devices >= pool_threads()
+
+
+def require_whole_kernels(function: str, mesh: Any) -> None:
+    """Raises RuntimeError where a step inside somebody's jitted function, whose options are theirs, can be wrong."""
+    if takes_all_threads(mesh) and not kernels_are_whole():
+        devices = len(mesh.local_devices)
         raise RuntimeError(
-            f"{function}: got {devices} CPU devices that share {pool_threads()} threads, required more threads than "
-            f"devices, or XLA's sums can be wrong; call jaxcnn.use_cpu_cores({devices}) at the start of the program, "
-            f"or start it with {POOL[0]}={devices + 1} in its environment"
+            f"{function}: got {devices} CPU devices that share {pool_threads()} threads, inside a transformed "
+            f"function, where XLA's sums can be wrong; call jaxcnn.use_cpu_cores({devices}) at the start of the "
+            "program, or the step outside of jax.jit"
         )
 
 

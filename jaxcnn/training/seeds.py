@@ -17,7 +17,7 @@ from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule, as_array
 from jaxcnn.rules.window import is_whole
 from jaxcnn.training.augment import Augmentation
-from jaxcnn.training.devices import all_devices, require_one_axis, require_threads
+from jaxcnn.training.devices import all_devices, require_one_axis
 from jaxcnn.training.step import Step, TrainState, init_train_state, one_step
 
 # On two cores, a device each, a step of one seed takes, with `jax.vmap` over the seeds, with `lax.map` over those of a
@@ -112,7 +112,6 @@ def seeds_step(
     """`train_seeds` with an augmentation for each seed, a function of its number among the seeds, () int32."""
     mesh = all_devices() if mesh is None else mesh
     require_one_axis("train_seeds", mesh)
-    require_threads("train_seeds", mesh)
 
     def step_of(row):
         return one_step(

@@ -20,6 +20,7 @@ from jaxcnn.rule import Rule, equally_varying
 from jaxcnn.rules.platform import by_platform
 from jaxcnn.training.arguments import as_arrays, require_parts
 from jaxcnn.training.augment import Augmentation
+from jaxcnn.training.compiler import compiler_options
 from jaxcnn.training.devices import (
     TURN,
     agreed_over_devices,
@@ -27,10 +28,9 @@ from jaxcnn.training.devices import (
     must_not_overlap,
     place,
     require_one_axis,
-    require_threads,
+    require_whole_kernels,
     sum_over_devices,
 )
-from jaxcnn.training.memory import compiler_options
 from jaxcnn.training.metrics import counts_of
 from jaxcnn.training.microbatch import AUTO, automatic, check, sum_over_parts
 from jaxcnn.training.processes import require_shared
@@ -209,6 +209,7 @@ class Step:
         self._require_fresh(state)
         data = as_arrays(self.name, self.specs, self.mesh.size, data)
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, data))):
+            require_whole_kernels(self.name, self.mesh)
             return self._inner(state, *data)
         if not isinstance(self.mesh, Mesh):
             raise TypeError(f"{self.name}: of an abstract mesh: it can be traced and lowered, and not be called")
@@ -268,7 +269,6 @@ def one_step(name, network, loss, optimizer, backward, microbatch, augment, skip
     axis, devices = None, 1
     if mesh is not None:
         require_one_axis(name, mesh)
-        require_threads(name, mesh)
         axis, devices = mesh.axis_names[0] if mesh.size > 1 else None, mesh.size
     gradient = BACKWARD[backward]
 

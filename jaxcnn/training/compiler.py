@@ -1,4 +1,4 @@
-"""What XLA's CPU compiler is told of a step's temporary memory."""
+"""What XLA's CPU compiler is told of a step's threads and temporary memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
-from jaxcnn.training.devices import is_cpu
+from jaxcnn.training.devices import WHOLE, is_cpu, takes_all_threads
 
 # XLA orders a program so that operations may run side by side. With one device a core they do not, and what they keep
 # meanwhile is memory: for 16 images in ResNet-20 64 MiB, in this order 34.
@@ -24,6 +24,8 @@ def compiler_options(program: Jaxpr, mesh: Any, *, in_pieces: bool) -> dict[str,
     if not is_cpu(mesh):
         return None
     options: dict[str, Any] = dict(IN_ORDER) if mesh.size > 1 else {}
+    if takes_all_threads(mesh):
+        options |= WHOLE
     if in_pieces and not _programs_are_kept():
         # Of an array that does not fit XLA writes lines to standard error.
         options["xla_multiheap_size_constraint_per_heap"] = max(PIECE, largest(program))
