@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from experiment_folder import experiment
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "speed"
 
@@ -54,6 +55,27 @@ def fashion(tmp_path) -> Path:
             file = tmp_path / f"{split}-{kind}-{axes}-ubyte.gz"
             file.write_bytes(gzip.compress(header + values.tobytes(), 1))
     return tmp_path
+
+
+def test_the_readme_has_the_measured_figures():
+    readme = (FOLDER.parents[1] / "README.md").read_text("utf-8")
+    speed, loading = (json.loads((FOLDER / name).read_text("utf-8")) for name in ("result.json", "loading.json"))
+    rows = experiment("speed").in_readme(speed)
+    for one in loading["networks"]:
+        rates = (one["images_per_second"][way] for way in ("memory", "png", "kept"))
+        rows.append("| " + " | ".join([one["network"], *(f"{float(f'{rate:.3g}'):,.0f}" for rate in rates)]) + " |")
+    assert len(rows) == 15
+    assert [row for row in rows if f"\n{row}\n" not in readme] == []
+
+
+def test_a_row_of_the_readme_is_of_the_fastest_ways():
+    timed = [("jax", False, 0.1), ("jax", True, 0.2), ("jax", False, 0.3), ("torch", False, None)]
+    timed += [("torch", False, 0.5), ("flax", False, 0.01), ("jaxcnn", False, 0.06), ("jaxcnn", True, 0.05)]
+    rows = [dict(zip(("library", "scan", "median"), one, strict=True)) for one in timed]
+    result = {"network": "source", "input_shape": [8, 8, 1], "batch": 32, "rows": rows}
+    run = experiment("speed")
+    (row,) = run.in_readme({"results": [result]})
+    assert row == "| source 8×8×1, 32 | 100 (200 in a scan) | 500 | 50.0, in a scan | 2.0 | 10.0 |"
 
 
 @pytest.mark.parametrize("program", ["jaxcnn", "PyTorch"])

@@ -67,5 +67,31 @@ def table(judged: Sequence[dict[str, Any]]) -> Table:
     return shown
 
 
+def in_readme(record: dict[str, Any]) -> list[str]:
+    """The rows of the README's table: milliseconds of each library's fastest way, one step at a time or in a scan."""
+    return [_in_readme(result) for result in record["results"]]
+
+
+def _in_readme(result: dict[str, Any]) -> str:
+    timed = sorted((row for row in result["rows"] if row["median"] is not None), key=lambda row: row["median"])
+    jax_, torch, ours = (next(row for row in timed if row["library"] == name) for name in ("jax", "torch", "jaxcnn"))
+    scanned = [row for row in timed if row["library"] == "jax" and row["scan"] and row is not jax_][:1]
+    size = "×".join(map(str, result["input_shape"]))
+    cells = (
+        f"{result['network']} {size}, {result['batch']}",
+        milliseconds(jax_) + "".join(f" ({milliseconds(row)} in a scan)" for row in scanned),
+        milliseconds(torch),
+        milliseconds(ours) + (", in a scan" if ours["scan"] else ""),
+        *(f"{other['median'] / ours['median']:.1f}" for other in (jax_, torch)),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def milliseconds(row: dict[str, Any]) -> str:
+    """Three digits of them."""
+    ms = row["median"] * 1e3
+    return f"{ms:.0f}" if ms >= 99.95 else f"{ms:#.3g}"
+
+
 if __name__ == "__main__":
     sys.exit(main())
