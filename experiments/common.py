@@ -5,23 +5,24 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from command_line import parsed, parser_of
 from scipy import stats
 
 import jaxcnn
 from jaxcnn.benchmark.surroundings import surroundings
-from jaxcnn.training.data import load_data
+from jaxcnn.training.data import PACKAGED, load_data
 from jaxcnn.training.samples import Samples
 
-PACKAGES = ("jax", "jaxlib", "numpy", "optax", "scikit-learn")
+PACKAGES = ("jaxcnn", "jax", "jaxlib", "numpy", "optax", "scikit-learn", "scipy", "chex", "torch")
 AT_ONCE = 500  # images of a forward pass that is only evaluated
 
 
@@ -29,14 +30,8 @@ AT_ONCE = 500  # images of a forward pass that is only evaluated
 
 
 def options_of(script: str, doc: str, quick: str, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """`--quick`, which makes a run as small as `quick` says, and `--out`, by default the script's folder."""
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help=quick)
-    where = "for result.json and the figure"
-    parser.add_argument("--out", type=Path, default=Path(script).parent, metavar="DIR", help=where)
-    options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    options.command = f"python experiments/{Path(script).parent.name}/run.py" + (" --quick" if options.quick else "")
+    """`--quick`, which makes a run as small as `quick` says, and `--out`; the time begins."""
+    options = parsed(parser_of(doc, quick, "result.json and the figure"), script, arguments)
     options.start = time.perf_counter()
     return options
 
@@ -104,6 +99,8 @@ def digits(seeds: Sequence[int]) -> Split:
 
 def fashion(seeds: Sequence[int], train: int, validation: int) -> Split:
     """Fashion-MNIST: of each seed so many of the 60,000 images to train and to choose by; its 10,000 to test."""
+    if not PACKAGED.is_dir():
+        sys.exit(f"{PACKAGED}: no such folder; install Debian's package dataset-fashion-mnist")
     data = load_data("fashion-mnist", seed=0, validation=0.2)
     assert data.validation is not None
     parts = []

@@ -156,3 +156,10 @@ def test_the_verifier_says_so_still(mistakes):
         entry = next(e for e in record["mistakes"] if e["mistake"] == name)
         report = jaxcnn.verify(mistake.fault.rule, *mistake.fault.arrays, **mistake.fault.static)
         assert (report.findings[0].cause, report.findings[0].message) == (entry["verifier"], entry["message"])
+
+
+def test_a_checker_that_is_not_installed_has_not_found_nothing():
+    run = experiment("famous_mistakes")
+    assert run.found(["found", "missed", "n/a: not this one", "found"]) == 2
+    assert run.found(["missed", "missed"]) == 0
+    assert run.found(["n/a: torch is not installed"] * 3) == "n/a: torch is not installed"

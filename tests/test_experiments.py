@@ -54,6 +54,40 @@ def test_the_whole_run_is_committed_and_listed(name):
     assert f"{name}/{name}.png" in row
 
 
+# --- what they have in common ---------------------------------------------------------------------------------------
+
+
+def test_the_committed_record_is_not_written_over_by_a_quick_run(tmp_path, monkeypatch, capsys):
+    command_line = importlib.import_module("command_line")
+    parser = command_line.parser_of("What?\n", "less", "result.json")
+    script = str(tmp_path / "why" / "run.py")
+    monkeypatch.setattr(command_line.tempfile, "tempdir", str(tmp_path))
+    whole, quick = (command_line.parsed(parser, script, given) for given in ([], ["--quick"]))
+    assert (whole.out, whole.command) == (tmp_path / "why", "python experiments/why/run.py")
+    assert quick.command == "python experiments/why/run.py --quick"
+    assert quick.out.parent == tmp_path
+    assert quick.out.name.startswith("jaxcnn-quick-")
+    assert capsys.readouterr().out == f"--quick without --out: what is written goes to {quick.out}\n"
+    assert command_line.parsed(parser, script, ["--quick", "--out", str(tmp_path / "a" / "b")]).out.is_dir()
+
+
+@pytest.mark.parametrize("out", ["a file", "a file/below", "/proc"])
+def test_where_nothing_can_be_written_nothing_is_run(out, tmp_path, capsys):
+    (tmp_path / "a file").touch()
+    command_line = importlib.import_module("command_line")
+    parser = command_line.parser_of("What?\n", "less", "result.json")
+    with pytest.raises(SystemExit) as end:
+        command_line.parsed(parser, __file__, ["--out", str(tmp_path / out)])
+    assert end.value.code == 2
+    assert f"error: --out: nothing can be written to {tmp_path / out}: " in capsys.readouterr().err
+
+
+def test_without_fashion_mnist_an_experiment_says_what_to_install(common, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "PACKAGED", tmp_path / "none")
+    with pytest.raises(SystemExit, match=r"/none: no such folder; install Debian's package dataset-fashion-mnist$"):
+        common.fashion([0], train=1, validation=1)
+
+
 # --- pooling_ties ---------------------------------------------------------------------------------------------------
 
 

@@ -169,8 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seeds, epochs = (range(2), 1) if options.quick else (SEEDS, EPOCHS)
     split = common.digits(seeds)
     by_optimizer, again = {}, {}
-    for optimizer in ("sgd",) if options.quick else OPTIMIZERS:
-        rates = OPTIMIZERS[optimizer][1][1:2] if options.quick else OPTIMIZERS[optimizer][1]
+    rates_of = {optimizer: rates for optimizer, (_, rates) in OPTIMIZERS.items()}
+    rates_of = {"sgd": rates_of["sgd"][1:2]} if options.quick else rates_of
+    for optimizer, rates in rates_of.items():
         how = rates, epochs, 2 if options.quick else SETS
         sets, by_optimizer[optimizer] = trained_with(mistakes, optimizer, split, seeds, *how)
         again[optimizer] = each_right(sets)
@@ -190,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     how = {"seeds": list(seeds), "epochs": epochs, "batch": BATCH}
     how["other_sets"] = 2 if options.quick else SETS
-    how["rates"] = {optimizer: rates for optimizer, (_, rates) in OPTIMIZERS.items()}
+    how["rates"] = rates_of
     again = {o: [{**r, "outcome": outcome(r), "hidden": hidden(r)} for r in results] for o, results in again.items()}
     numbers = counts(entries, again)
     record = common.write(options, **how, right=right, right_sets=again, counts=numbers, mistakes=entries)
@@ -209,7 +210,7 @@ def counts(entries: Sequence[dict], again: dict[str, list[dict]]) -> dict[str, A
     return {
         "mistakes": len(entries),
         "found by the verifier": sum(entry["verifier"] != "missed" for entry in entries),
-        **{f"found by {peer}": sum(entry["peers"][peer] == "found" for entry in entries) for peer in PEERS},
+        **{f"found by {peer}": found([entry["peers"][peer] for entry in entries]) for peer in PEERS},
         **{o: {name: sum(t[o]["outcome"] == name for t in trainings) for name in outcomes} for o in optimizers},
         **{f"hidden, {o}": sum(t[o]["hidden"] for t in trainings) for o in optimizers},
         "hidden with every optimizer": sum(all(t[o]["hidden"] for o in optimizers) for t in trainings),
@@ -217,6 +218,11 @@ def counts(entries: Sequence[dict], again: dict[str, list[dict]]) -> dict[str, A
         **{f"right, {o}": {name: sum(r["outcome"] == name for r in a) for name in outcomes} for o, a in again.items()},
         **{f"right, hidden, {o}": sum(r["hidden"] for r in a) for o, a in again.items()},
     }
+
+
+def found(said: Sequence[str]) -> int | str:
+    """By how many of the entries; what a peer that is not installed says instead."""
+    return said[0] if set(said) == {said[0]} and said[0].startswith("n/a") else said.count("found")
 
 
 def table(right: dict[str, dict], entries: Sequence[dict]) -> str:
@@ -256,6 +262,9 @@ def draw(right: dict[str, dict], entries: Sequence[dict], path: Path) -> None:
             color = {"worse": "tab:orange", "fails": "tab:red"}.get(result["outcome"], "tab:blue")
             error = [[d["mean"] - d["low"]], [d["high"] - d["mean"]]]
             left.errorbar(d["mean"], place, xerr=error, fmt="o", markersize=3, color=color)
+        for name, color in (("worse", "tab:orange"), ("fails", "tab:red"), ("neither", "tab:blue")):
+            left.plot([], [], "o", markersize=3, color=color, label=name)
+        left.legend(fontsize="x-small")
         left.axvline(0, color="black", linewidth=0.8)
         left.set_yticks(range(len(order)), [e["mistake"] for e in order], fontsize=5)
         left.set_xscale("symlog", linthresh=2)
@@ -263,7 +272,8 @@ def draw(right: dict[str, dict], entries: Sequence[dict], path: Path) -> None:
         for entry in order:
             result = entry["training"][optimizer]
             style = {"color": "tab:blue", "alpha": 0.9} if result["hidden"] else {"color": "tab:gray", "alpha": 0.4}
-            curves.plot(range(1, 1 + len(result["loss_by_epoch"])), result["loss_by_epoch"], linewidth=0.8, **style)
+            losses = result["loss_by_epoch"]
+            curves.plot(range(1, 1 + len(losses)), losses, ".-", linewidth=0.8, markersize=2, **style)
         loss = right[optimizer]["loss_by_epoch"]
         curves.plot(range(1, 1 + len(loss)), loss, color="black", label="right")
         curves.plot([], [], color="tab:blue", label="hidden mistakes")

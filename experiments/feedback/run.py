@@ -193,7 +193,11 @@ def draw(results: Sequence[dict], path: Path) -> None:
             axis.fill_between(range(len(mean)), mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0)
             axis.set(title=layer, xlabel="epoch", ylabel="cosine to the true gradient", ylim=(-0.6, 1.05))
         losses.plot(
-            range(1, 1 + len(result["loss_by_epoch"])), result["loss_by_epoch"], color=color, label=result["method"]
+            range(1, 1 + len(result["loss_by_epoch"])),
+            result["loss_by_epoch"],
+            ".-",
+            color=color,
+            label=result["method"],
         )
     for (name, figures), marker in zip(LITERATURE.items(), "^v", strict=True):
         values = [figures[result["method"]] for result in results]

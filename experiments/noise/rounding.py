@@ -236,7 +236,8 @@ def draw(result: dict, accuracy: Any, bias: Any, lost: Any) -> None:
                 label=way["format"],
             )
     lost.set(title="dy of the first layer made 0, to nearest", xlabel="epoch", ylabel="% of those that are not 0")
-    lost.legend(fontsize="x-small")
+    lost.set_ylim(-5, 160)  # room for the names above the curves
+    lost.legend(fontsize="x-small", loc="upper left", ncols=2)
     accuracy.axvline(0, color="black", linewidth=0.8)
     accuracy.set_xscale("symlog", linthresh=2)
     accuracy.set_xlim(-100, 5)

@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quick = "the digits of two seeds, one rate and one epoch, of each question a few variants"
     options = common.options_of(__file__, __doc__ or "", quick, arguments)
     result = quickly() if options.quick else wholly()
+    if options.quick:
+        print(*tables(result), sep="\n\n")
     common.write(options, **result)
     draw(result, options.out / "noise.png")
     return 0

@@ -161,19 +161,20 @@ def split_of(data: str, seeds: Sequence[int]) -> common.Split:
 def main(arguments: Sequence[str] | None = None) -> int:
     quick = "the digits in black and white in float32 alone, adam, two seeds, one rate, one epoch"
     options = common.options_of(__file__, __doc__ or "", quick, arguments)
-    results = []
-    for data, seeds in {"digits in black and white": range(2)}.items() if options.quick else SEEDS.items():
-        split = split_of(data, seeds)
-        for optimizer in ("adam",) if options.quick else OPTIMIZERS:
-            for dtype in DTYPES[:1] if options.quick else DTYPES:
-                rates = OPTIMIZERS[optimizer][1]
-                how = (1, rates[1:2]) if options.quick else (EPOCHS[data], rates)
-                results.append(one(data, split, seeds, dtype, optimizer, *how))
+    results, seeds_of, epochs, dtypes = [], SEEDS, EPOCHS, DTYPES
+    rates = {optimizer: rates for optimizer, (_, rates) in OPTIMIZERS.items()}
+    if options.quick:
+        name = "digits in black and white"
+        seeds_of, epochs, dtypes, rates = {name: range(2)}, {name: 1}, DTYPES[:1], {"adam": rates["adam"][1:2]}
+    splits = {data: split_of(data, seeds) for data, seeds in seeds_of.items()}
+    for data, split in splits.items():
+        for optimizer in rates:
+            for dtype in dtypes:
+                results.append(one(data, split, seeds_of[data], dtype, optimizer, epochs[data], rates[optimizer]))
                 print(in_words(results[-1]), flush=True)
     same = commute(split_of("digits", range(2)), range(2))
     print(f"ReLU before pooling and behind it: {'the same bits' if same else 'NOT the same'}")
-    rates = {optimizer: rates for optimizer, (_, rates) in OPTIMIZERS.items()}
-    how = {"rates": rates, "batch": 32, "epochs": EPOCHS}
+    how = {"rates": rates, "batch": 32, "epochs": epochs}
     record = common.write(options, **how, relu_and_pooling_commute=same, results=results)
     draw(record["results"], options.out / "pooling_ties.png")
     return 0

@@ -8,7 +8,6 @@ equals autodiff to 1e-12 in float64, in every case. 1 otherwise.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -29,6 +28,9 @@ from rich.text import Text
 
 from jaxcnn.benchmark.surroundings import surroundings
 
+sys.path.append(str(Path(__file__).parents[1]))
+from command_line import parsed, parser_of
+
 ERRATA: list[Erratum] = part1.ERRATA + part2_theory.ERRATA + part2_layers.ERRATA + part2_images.ERRATA
 
 # Slips of the pen with no value to compute. (line, printed, right)
@@ -45,10 +47,8 @@ TYPOS = [
 
 
 def main(arguments: Sequence[str] | None = None, errata: Sequence[Erratum] = tuple(ERRATA)) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one seed and the smallest shapes")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, metavar="DIR", help="for result.json")
-    options = parser.parse_args(arguments)
+    parser = parser_of(__doc__ or "", "one seed and the smallest shapes", "result.json")
+    options = parsed(parser, __file__, arguments)
     seeds, sizes = ([0], [1]) if options.quick else ([0, 1, 2], [1, 2])
 
     start = time.perf_counter()
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None, errata: Sequence[Erratum] = tup
 
     device = jax.devices()[0]
     record = {
-        "command": "python experiments/source_errata/run.py" + (" --quick" if options.quick else ""),
+        "command": options.command,
         **surroundings(("jax", "jaxlib", "numpy")),
         "device": f"{device.platform} ({device.device_kind})",
         "dtype": "float64",
@@ -82,7 +82,6 @@ def main(arguments: Sequence[str] | None = None, errata: Sequence[Erratum] = tup
         "errata": [entry(i, *pair) for i, pair in enumerate(zip(errata, results, strict=True), 1)],
         "typos": [dict(zip(("line", "printed", "right"), typo, strict=True)) for typo in TYPOS],
     }
-    options.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=1, ensure_ascii=False)
     (options.out / "result.json").write_text(text + "\n", encoding="utf-8")
     return 1 if failed else 0

@@ -9,7 +9,6 @@ than 1.5 times as fast at batch 128 or 512.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -26,6 +25,9 @@ import jaxcnn
 from jaxcnn.benchmark.surroundings import surroundings
 from jaxcnn.training.devices import available_cores
 
+sys.path.append(str(Path(__file__).parents[1]))
+from command_line import parsed, parser_of
+
 BATCHES = (32, 128, 512)
 REQUIRED = {128: 1.5, 512: 1.5}
 SHAPE = (28, 28, 1)
@@ -33,11 +35,8 @@ ROUNDS, IMAGES = 15, 2048  # a round is as many steps as take this many images
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one round")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, metavar="DIR", help="for cores.json")
-    options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
+    parser = parser_of(__doc__ or "", "one round", "cores.json")
+    options = parsed(parser, __file__, arguments)
     cores = max(n for n in range(1, available_cores() + 1) if BATCHES[0] % n == 0)
     if cores == 1:
         parser.error("there is one core, and nothing to compare it with")
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{one['times']:.2f} times as fast"
         )
     record = {
-        "command": "python experiments/speed/cores.py" + (" --quick" if options.quick else ""),
+        "command": options.command,
         **surroundings(["jaxcnn", "jax", "jaxlib", "optax", "numpy"]),
         "required": REQUIRED,
         "batches": found,

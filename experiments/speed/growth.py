@@ -9,7 +9,6 @@ takes half as long again as the next, larger one; exit status 1 if there is one.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
@@ -30,6 +29,9 @@ from rich.table import Table
 import jaxcnn
 from jaxcnn.benchmark.surroundings import surroundings
 from jaxcnn.training.devices import available_cores
+
+sys.path.append(str(Path(__file__).parents[1]))
+from command_line import parsed, parser_of
 
 CLIFF, CLEARLY = 2.0, 1.5
 MOST_OPERATIONS = 5e11  # a point with more is left out: seconds for one step
@@ -73,13 +75,8 @@ QUICK = {"batch": [16, 64, 256], "size": [8, 16, 32], "channels": [8, 16, 32]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="three small points each")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent, metavar="DIR", help="for growth.json and growth.png"
-    )
-    options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
+    parser = parser_of(__doc__ or "", "three small points each", "growth.json and growth.png")
+    options = parsed(parser, __file__, arguments)
     jaxcnn.use_cpu_cores(max(n for n in range(1, available_cores() + 1) if 16 % n == 0))  # all batches divide by it
 
     results = {name: measure(points(name, options.quick)) for name in SWEEPS}
@@ -94,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "\n".join(f"cliff: {c['sweep']} {c['from']} to {c['to']}: {c['factor']:.1f} times" for c in found) or "no cliff"
     )
     record = {
-        "command": "python experiments/speed/growth.py" + (" --quick" if options.quick else ""),
+        "command": options.command,
         **surroundings(["jaxcnn", "jax", "jaxlib", "optax", "numpy"]),
         "most_operations": MOST_OPERATIONS,
         "left_out": left_out,

@@ -12,7 +12,6 @@ reached.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import statistics
@@ -38,6 +37,9 @@ from jaxcnn.training.recipes import RECIPES
 from jaxcnn.training.run import Run
 from jaxcnn.training.step import init_train_state
 
+sys.path.append(str(Path(__file__).parents[1]))
+from command_line import parsed, parser_of
+
 NETWORKS = ("source", "two_conv", "resnet20")
 FORMATS = {"png": 32, "jpg": 64}  # pixels of a side in the files
 SIZE, CLASSES, BATCH = 32, 10, 32
@@ -49,12 +51,9 @@ Turn = Callable[[float], float]  # of its seconds: images a second
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one network, one short round")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, metavar="DIR", help="for loading.json")
+    parser = parser_of(__doc__ or "", "one network, one short round", "loading.json")
     parser.add_argument("--data", type=Path, metavar="DIR", help="where the images are made, and found again")
-    options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = parsed(parser, __file__, arguments)
     jaxcnn.use_cpu_cores(max(n for n in range(1, available_cores() + 1) if BATCH % n == 0))
     keep_compiled_programs()
 
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for one in found:
         print(f"{one['network']}: " + ", ".join(f"{way} {rate:,.0f}" for way, rate in one["images_per_second"].items()))
     record = {
-        "command": "python experiments/speed/loading.py" + (" --quick" if options.quick else ""),
+        "command": options.command,
         **surroundings(["jaxcnn", "jax", "jaxlib", "optax", "numpy", "grain", "pillow"]),
         "batch": BATCH,
         "rounds": 1 if options.quick else ROUNDS,

@@ -8,7 +8,6 @@ PyTorch, Flax and Equinox take part where they are installed; a bar over a libra
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -25,15 +24,13 @@ from jaxcnn.benchmark.figure import draw
 from jaxcnn.benchmark.result import as_json
 from jaxcnn.cli_bench import Bench, measure, settings_of
 
+sys.path.append(str(Path(__file__).parents[1]))
+from command_line import parsed, parser_of
+
 
 def main(arguments: Sequence[str] | None = None, bars: Sequence[Bar] = BARS) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="batch 32 and short turns")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent, metavar="DIR", help="for result.json and speed.png"
-    )
-    options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
+    parser = parser_of(__doc__ or "", "batch 32 and short turns", "result.json and speed.png")
+    options = parsed(parser, __file__, arguments)
 
     start = time.perf_counter()
     settings = settings_of(Bench(quick=options.quick))
@@ -43,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, bars: Sequence[Bar] = BARS) -> 
     Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table(judged))
     print(f"{passed} of {len(judged)} bars passed")
     record = {
-        "command": "python experiments/speed/run.py" + (" --quick" if options.quick else ""),
+        "command": options.command,
         "seconds": round(time.perf_counter() - start, 1),
         "bars_passed": passed,
         "bars": judged,

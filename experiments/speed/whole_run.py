@@ -10,7 +10,6 @@ Exit status 0 if every run reaches 90 % and jaxcnn needs at most 2/3 of PyTorch'
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import statistics
@@ -26,6 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxcnn.benchmark.surroundings import surroundings
+from jaxcnn.training.data import PACKAGED
+
+sys.path.append(str(Path(__file__).parents[1]))
+from command_line import parsed, parser_of
 
 HERE = Path(__file__).parent
 PROGRAMS = {"jaxcnn": HERE / "fashion_jaxcnn.py", "PyTorch": HERE / "fashion_torch.py"}
@@ -41,13 +44,12 @@ class Ran(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, one epoch: no 90 %% to be expected")
-    parser.add_argument("--out", type=Path, default=HERE, metavar="DIR", help="for whole_run.json")
-    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), metavar="DIR")
-    options = parser.parse_args(arguments)
+    parser = parser_of(__doc__ or "", "one seed, one epoch: no 90 %% to be expected", "whole_run.json")
+    parser.add_argument("--data", type=Path, default=PACKAGED, metavar="DIR", help="Fashion-MNIST's four files")
+    options = parsed(parser, __file__, arguments)
+    if not options.data.is_dir():
+        parser.error(f"--data: {options.data}: no such folder; install Debian's package dataset-fashion-mnist")
     seeds, epochs = (SEEDS[:1], 1) if options.quick else (SEEDS, EPOCHS)
-    options.out.mkdir(parents=True, exist_ok=True)
 
     runs = [run(program, options.data, seed, epochs) for seed in seeds for program in PROGRAMS]
     ratio = median(runs, "jaxcnn") / median(runs, "PyTorch")
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Console(width=None if sys.stdout.isatty() else 100, highlight=False).print(table(runs))
     print(f"jaxcnn / PyTorch {ratio:.2f}, required {BAR:.2f}; every run {ACCURACY:.0%}: {'yes' if reached else 'no'}")
     record = {
-        "command": "python experiments/speed/whole_run.py" + (" --quick" if options.quick else ""),
+        "command": options.command,
         **surroundings(["jaxcnn", "jax", "jaxlib", "optax", "torch", "numpy"]),
         "network": "two_conv",
         "optimizer": f"Adam, learning rate falling from {RATE} to 0 along a line",
