@@ -1,5 +1,7 @@
 """What a training step refuses, and how it says so."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,3 +121,19 @@ def test_a_step_of_an_abstract_mesh_is_not_called():
     step = jaxcnn.train_step(NETWORK, LOSS, OPTIMIZER, mesh=MESH.abstract_mesh)
     with pytest.raises(TypeError, match=r"^train_step: of an abstract mesh: it can be traced and lowered, and not be"):
         step(started(), IMAGES, LABELS)
+
+
+@pytest.mark.parametrize("name", ["train_step", "train_steps", "gradients", "evaluate"])
+def test_states_of_several_seeds_are_not_one(name):
+    states = jaxcnn.init_train_states(NETWORK, OPTIMIZER, range(3), (8, 8, 1))
+    calls = {
+        "train_step": lambda: jaxcnn.train_step(NETWORK, LOSS, OPTIMIZER, mesh=MESH)(states, IMAGES, LABELS),
+        "train_steps": lambda: jaxcnn.train_steps(NETWORK, LOSS, OPTIMIZER, mesh=MESH)(
+            states, IMAGES, LABELS, np.arange(8).reshape(2, 4)
+        ),
+        "gradients": lambda: jaxcnn.gradients(NETWORK, LOSS, states, IMAGES, LABELS),
+        "evaluate": lambda: jaxcnn.evaluate(NETWORK, states, IMAGES, LABELS),
+    }
+    says = "state must be of one seed, got states of 3; take one of them, jax.tree.map(lambda leaf: leaf[0], states)"
+    with pytest.raises(ValueError, match=f"^{name}: {re.escape(says)}"):
+        calls[name]()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxcnn.layers import Layer
@@ -28,6 +29,15 @@ def require_parts(function: str, network, loss, optimizer, augment, skip_nonfini
         raise TypeError(f"{function}: skip_nonfinite must be a whole number or None, got {skip_nonfinite!r}")
     if skip_nonfinite is not None and skip_nonfinite < 0:
         raise ValueError(f"{function}: skip_nonfinite must be at least 0, got {skip_nonfinite}")
+
+
+def require_one_seed(function: str, state: Any) -> None:
+    """Raises ValueError for what `train_seeds` takes and returns."""
+    if shape := np.shape(state.step):
+        raise ValueError(
+            f"{function}: state must be of one seed, got states of {shape[0]}; take one of them, "
+            "jax.tree.map(lambda leaf: leaf[0], states)"
+        )
 
 
 def as_arrays(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxcnn.layers import Layer
 from jaxcnn.layers.layer import require_layers
 from jaxcnn.rule import Rule
+from jaxcnn.training.arguments import require_one_seed
 from jaxcnn.training.names import name_of
 from jaxcnn.training.step import BACKWARD, TrainState
 
@@ -33,7 +34,7 @@ def gradients(
 
     Raises:
       TypeError: a network that is no Layer, a loss that is no Rule, a state that is no TrainState. ValueError: an
-      unknown `backward`; and whatever the network and the loss refuse.
+      unknown `backward`; states of several seeds; and whatever the network and the loss refuse.
 
     >>> import jaxcnn, optax
     >>> network = jaxcnn.models.source()
@@ -49,6 +50,7 @@ def gradients(
         raise TypeError(f"gradients: loss must be a jaxcnn.Rule of (logits, labels), got {type(loss).__name__}")
     if not isinstance(state, TrainState):
         raise TypeError(f"gradients: state must be a TrainState, got {type(state).__name__}")
+    require_one_seed("gradients", state)
     key = jax.random.fold_in(state.key, state.step)
     batch = jnp.asarray(images), jnp.asarray(labels)
     return BACKWARD[backward](network, loss, 1.0, state.params, state.state, *batch, key)[1][0]

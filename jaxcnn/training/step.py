@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule, equally_varying
 from jaxcnn.rules.platform import by_platform
-from jaxcnn.training.arguments import as_arrays, require_parts
+from jaxcnn.training.arguments import as_arrays, require_one_seed, require_parts
 from jaxcnn.training.augment import Augmentation
 from jaxcnn.training.compiler import compiler_options
 from jaxcnn.training.devices import (
@@ -273,6 +273,7 @@ def one_step(name, network, loss, optimizer, backward, microbatch, augment, skip
     gradient = BACKWARD[backward]
 
     def one(state: TrainState, images, labels):
+        require_one_seed(name, state)
         key = jax.random.fold_in(state.key, state.step)
         key = key if axis is None else jax.random.fold_in(key, lax.axis_index(axis))
         if augment is not None:
