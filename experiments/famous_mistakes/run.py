@@ -264,7 +264,7 @@ def draw(right: dict[str, dict], entries: Sequence[dict], path: Path) -> None:
             left.errorbar(d["mean"], place, xerr=error, fmt="o", markersize=3, color=color)
         for name, color in (("worse", "tab:orange"), ("fails", "tab:red"), ("neither", "tab:blue")):
             left.plot([], [], "o", markersize=3, color=color, label=name)
-        left.legend(fontsize="x-small")
+        left.legend(fontsize="x-small", loc="lower right")
         left.axvline(0, color="black", linewidth=0.8)
         left.set_yticks(range(len(order)), [e["mistake"] for e in order], fontsize=5)
         left.set_xscale("symlog", linthresh=2)
