@@ -2,7 +2,8 @@
 
 Plain jax, nothing of the library in it. Two CPU devices each compute the same convolutions of the same images again and
 again, in one program; prints in how many of the steps the result is not that of the first. With jax 0.10.2 and two
-threads these are nearly all from step 340 on, by up to half of the largest element; with three threads none, nor with
+threads these are nearly all from step 340 on, by a tenth of the largest element and more; with three threads none, nor
+with
 
     XLA_FLAGS=--xla_disable_hlo_passes=cpu-parallel-task-assigner
 

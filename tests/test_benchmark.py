@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxcnn import cli
-from jaxcnn.benchmark import by_jax, run
+from jaxcnn.benchmark import by_jax, run, worker
 from jaxcnn.benchmark.contestant import REFERENCE, STEPS_A_SCAN, Contestant, contestants
 from jaxcnn.benchmark.problem import BATCHES, NETWORKS, Network, make_problem, operations, weights
 from jaxcnn.benchmark.result import TOLERANCE, Result, Row, Settings, as_json, difference
@@ -307,3 +308,15 @@ def test_experiment(experiment, required, status, tmp_path, monkeypatch, capsys)
     assert record["versions"]["jax"] == jax.__version__
     assert capsys.readouterr().out.splitlines()[-1] == f"{2 - status} of 2 bars passed"
     assert (tmp_path / "new" / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_worker_has_the_devices_as_plain_jax_makes_them(monkeypatch, tmp_path):
+    """And nothing that `use_cpu_cores` tells XLA: a step's own options are all that jaxcnn has before its peers."""
+    taken = {}
+    monkeypatch.setattr(jax.config, "update", taken.__setitem__)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("PJRT_NPROC", "2")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    worker._settle(Contestant("jaxcnn", "jaxcnn", "jaxcnn.benchmark.by_jaxcnn", 2), str(tmp_path))
+    assert taken["jax_num_cpu_devices"] == 2
+    assert os.environ["XLA_FLAGS"] == ""

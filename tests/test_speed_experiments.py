@@ -64,8 +64,8 @@ def test_the_readme_has_the_measured_figures():
     for one in loading["networks"]:
         rates = (one["images_per_second"][way] for way in ("memory", "png", "kept"))
         rows.append("| " + " | ".join([one["network"], *(f"{float(f'{rate:.3g}'):,.0f}" for rate in rates)]) + " |")
-    assert len(rows) == 15
-    assert [row for row in rows if f"\n{row}\n" not in readme] == []
+    there = [line for line in readme.splitlines() if line.startswith(("| two_conv ", "| source ", "| resnet20 "))]
+    assert sorted(there) == sorted(rows)
 
 
 def test_a_row_of_the_readme_is_of_the_fastest_ways():

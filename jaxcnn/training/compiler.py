@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
-from jaxcnn.training.devices import WHOLE, is_cpu, takes_all_threads
+from jaxcnn.training.devices import is_cpu, whole_kernels
 
 # XLA orders a program so that operations may run side by side. With one device a core they do not, and what they keep
 # meanwhile is memory: for 16 images in ResNet-20 64 MiB, in this order 34.
@@ -23,9 +23,7 @@ def compiler_options(program: Jaxpr, mesh: Any, *, in_pieces: bool) -> dict[str,
     """For a step's program on a mesh; None but on CPUs. in_pieces: whether it is called for each step."""
     if not is_cpu(mesh):
         return None
-    options: dict[str, Any] = dict(IN_ORDER) if mesh.size > 1 else {}
-    if takes_all_threads(mesh):
-        options |= WHOLE
+    options: dict[str, Any] = whole_kernels() | (IN_ORDER if mesh.size > 1 else {})
     if in_pieces and not _programs_are_kept():
         # Of an array that does not fit XLA writes lines to standard error.
         options["xla_multiheap_size_constraint_per_heap"] = max(PIECE, largest(program))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -18,8 +19,8 @@ from jaxcnn.rules.window import is_whole
 
 BATCH = "batch"  # the one mesh axis: the samples of a batch
 POOL = ("PJRT_NPROC", "NPROC")  # of the environment: the number of threads, the first one that is there
-WHOLE = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}  # for XLA: to divide no kernel among threads
-FLAG = "--" + "=".join(*WHOLE.items())
+DISABLED = "xla_disable_hlo_passes"  # a flag and an option of XLA's compiler
+DIVIDES = "cpu-parallel-task-assigner"  # its pass that divides large elementwise kernels among threads
 TURN = threading.RLock()  # who holds it may execute on several CPU devices: the process has one pool of threads for all
 
 
@@ -27,15 +28,16 @@ def use_cpu_cores(n: int | None = None) -> int:
     """Makes one CPU device of each core, so that a step shares its batch among them. Returns how many.
 
     XLA runs most convolutions on one thread; with a device a core all cores work. Where the devices take all threads
-    of XLA's pool, no operation is divided among threads any more, or convolutions can come out wrong
-    (`takes_all_threads`): for that XLA_FLAGS gets one more flag in this process' environment.
+    of XLA's pool, no elementwise kernel of any program is divided among threads any more, or convolutions can come out
+    wrong (`whole_kernels`): for that XLA_FLAGS gets one more flag in this process' environment, which XLA reads once,
+    when it first compiles.
 
     Args:
       n: how many; all the cores this process may use when None.
 
     Raises:
       TypeError: n no whole number. ValueError: n less than 1. RuntimeError: jax has used a device already, and then the
-      number is fixed.
+      number is fixed; or XLA_FLAGS names a file that lacks the flag.
 
     >>> use_cpu_cores()  # doctest: +SKIP
     2
@@ -53,19 +55,46 @@ def use_cpu_cores(n: int | None = None) -> int:
             "use_cpu_cores: jax has used a device already; call it at the start of the program"
         ) from None
     if n > 1 and n >= pool_threads() and not kernels_are_whole():
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}".strip()
+        flags, one = os.environ.get("XLA_FLAGS", "").strip(), f"--{DISABLED}={DIVIDES}"
+        if flags and not flags.startswith("-"):
+            raise RuntimeError(f"use_cpu_cores: XLA_FLAGS names a file, {flags}; add {one} to what it holds")
+        os.environ["XLA_FLAGS"] = f"{flags} {one}".strip()
     return n
 
 
 def pool_threads() -> int:
     """How many threads XLA gives the CPU devices of this process, by its environment and its cores."""
-    given = (os.environ.get(name, "") for name in POOL)
-    return next((int(number) for number in given if number.isdecimal()), available_cores())
+    for name in POOL:
+        with contextlib.suppress(KeyError, ValueError):
+            return int(os.environ[name])
+    return available_cores()
 
 
 def kernels_are_whole() -> bool:
     """Whether the environment tells XLA to divide no kernel among threads."""
-    return FLAG in os.environ.get("XLA_FLAGS", "").split()
+    return DIVIDES in _disabled_passes()
+
+
+def whole_kernels() -> dict[str, str]:
+    """The options for XLA's compiler by which no kernel is divided among threads; what XLA_FLAGS disables stays so.
+
+    Plain jax can be wrong by a tenth and more, without a word, in its larger convolutions after some hundred steps in
+    one program, where the programs that run at once, one for each CPU device, are as many as the threads of XLA's pool
+    (jax 0.10.2; tests/pool_of_threads.py). XLA divides a large elementwise kernel among the threads, and who comes too
+    late for a share leaves a task behind that does nothing. A program holds its thread until it ends; where all threads
+    are held nobody takes these tasks, until the queues are full. A task is then run where it is given, in the middle of
+    another, for which Eigen's products of matrices, and so its convolutions, are not made. With no kernel divided no
+    step was ever wrong, and on 2 cores none was slower.
+    """
+    return {DISABLED: ",".join(dict.fromkeys([*_disabled_passes(), DIVIDES]))}
+
+
+def _disabled_passes() -> list[str]:
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    if flags and not flags.startswith("-"):  # a file that holds them; where it is missing XLA ends the process
+        flags = Path(flags).read_text(encoding="utf-8") if Path(flags).is_file() else ""
+    given = (flag.removeprefix(f"--{DISABLED}=") for flag in flags.split() if flag.startswith(f"--{DISABLED}="))
+    return [name for names in given for name in names.split(",")]
 
 
 def available_cores() -> int:
@@ -106,24 +135,10 @@ def require_one_axis(function: str, mesh: Any) -> None:
         raise ValueError(f"{function}: mesh must have one axis, the batch; got axes {mesh.axis_names}")
 
 
-def takes_all_threads(mesh: Any) -> bool:
-    """Whether its CPU devices in this process leave no thread of XLA's pool free.
-
-    There the larger convolutions of plain jax are wrong by a tenth and more, without a word, after some hundred steps
-    in one program (jax 0.10.2; tests/pool_of_threads.py). XLA divides a large elementwise kernel among the threads, and
-    who comes too late for a share leaves a task behind that does nothing. A device's program holds its thread until it
-    ends; where that is all of them nobody takes these tasks, until the queues are full. A task is then run where it is
-    given, in the middle of another, for which Eigen's products of matrices, and so its convolutions, are not made. With
-    a thread more, or with no kernel divided (`WHOLE`), no step was ever wrong; dividing is no use there anyway.
-    """
-    devices = len(mesh.local_devices) if must_not_overlap(mesh) else 1
-    return devices > 1 and devices >= pool_threads()
-
-
 def require_whole_kernels(function: str, mesh: Any) -> None:
     """Raises RuntimeError where a step inside somebody's jitted function, whose options are theirs, can be wrong."""
-    if takes_all_threads(mesh) and not kernels_are_whole():
-        devices = len(mesh.local_devices)
+    devices = len(mesh.local_devices) if must_not_overlap(mesh) else 1
+    if devices > 1 and devices >= pool_threads() and not kernels_are_whole():
         raise RuntimeError(
             f"{function}: got {devices} CPU devices that share {pool_threads()} threads, inside a transformed "
             f"function, where XLA's sums can be wrong; call jaxcnn.use_cpu_cores({devices}) at the start of the "

@@ -196,6 +196,8 @@ class Step:
     """A jitted step over a mesh: (state, *data) -> (state, metrics), the state the same on all devices.
 
     `lower`, `trace` and `eval_shape` are those of the jitted function; `jax.export.export` takes a Step as well.
+    What is exported, or of an abstract mesh, is compiled without a step's options (`whole_kernels`): where it is to run
+    on several CPU devices `use_cpu_cores` comes first.
     """
 
     def __init__(self, name: str, function: Callable[..., Any], mesh: Mesh, specs: dict[str, P], *, in_pieces: bool):
