@@ -8,8 +8,14 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import optax
 import pytest
 from experiment_folder import experiment
+
+import jaxcnn
+from jaxcnn.benchmark.problem import NETWORKS
+from jaxcnn.benchmark.result import Result, Row
+from jaxcnn.training.compiler import compiler_options
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "speed"
 
@@ -35,6 +41,11 @@ def cores():
 @pytest.fixture
 def loading():
     return importlib.import_module("loading")
+
+
+@pytest.fixture
+def same_options():
+    return importlib.import_module("same_options")
 
 
 @pytest.fixture
@@ -179,7 +190,7 @@ def test_a_cliff_makes_growth_fail(growth, tmp_path, monkeypatch, capsys):
     assert "cliff: batch 16 to 64: 25.0 times" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", ["growth", "whole_run", "cores", "loading"])
+@pytest.mark.parametrize("script", ["growth", "whole_run", "cores", "loading", "same_options"])
 def test_help_is_printed(script, request, capsys):
     """A lone % in a help text is an error of argparse, and only here."""
     with pytest.raises(SystemExit) as end:
@@ -244,6 +255,25 @@ def test_training_on_files_is_held_against_the_bar(loading, tmp_path, monkeypatc
         assert loading.main(["--quick", "--out", str(tmp_path)]) == status
         assert json.loads((tmp_path / "loading.json").read_text())["networks"] == [one]
         assert f"source: memory 100, png 80, kept {kept:.0f}\n" in capsys.readouterr().out
+
+
+def test_plain_jax_is_given_the_options_of_a_step(same_options):
+    reference, plain, told, ours = same_options.with_options(2)
+    assert [one.name for one in (reference, plain, ours)] == ["jax, 1 device", "jax, 2 devices", "jaxcnn"]
+    assert (told.name, told.module, told.devices) == ("jax, 2 devices, a step's options", plain.module, 2)
+    network, optimizer = jaxcnn.models.source(), optax.sgd(0.1)
+    step = jaxcnn.train_steps(network, jaxcnn.softmax_cross_entropy, optimizer)
+    state, indices = jaxcnn.init_train_state(network, optimizer, 0, (8, 8, 1)), np.zeros((1, 4), int)
+    program = step.trace(state, np.zeros((4, 8, 8, 1), np.float32), np.zeros(4, int), indices).jaxpr.jaxpr
+    assert compiler_options(program, step.mesh, in_pieces=False) == told.options["compiler_options"]
+
+
+def test_the_ratios_are_of_medians(same_options):
+    rows = [("jax, 1 device", 9.0), ("jax, 2 devices", 8.0), ("jax, 2 devices, a step's options", 6.0), ("jaxcnn", 2.0)]
+    made = tuple(Row(name, "", False, seconds=(1.0, seconds, 99.0)) for name, seconds in rows)
+    found = same_options.ratios_of(Result(NETWORKS[-1], 32, 1, 1.0, made))
+    wanted = {"network": "resnet20", "size": "32×32×3", "batch": 32, "over": 4.0, "over_told": 3.0}
+    assert found == wanted
 
 
 def test_files_and_memory_are_the_same_images(loading, tmp_path, monkeypatch):

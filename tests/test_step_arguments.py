@@ -123,7 +123,7 @@ def test_a_step_of_an_abstract_mesh_is_not_called():
         step(started(), IMAGES, LABELS)
 
 
-@pytest.mark.parametrize("name", ["train_step", "train_steps", "gradients", "evaluate"])
+@pytest.mark.parametrize("name", ["train_step", "train_steps", "gradients"])
 def test_states_of_several_seeds_are_not_one(name):
     states = jaxcnn.init_train_states(NETWORK, OPTIMIZER, range(3), (8, 8, 1))
     calls = {
@@ -132,7 +132,6 @@ def test_states_of_several_seeds_are_not_one(name):
             states, IMAGES, LABELS, np.arange(8).reshape(2, 4)
         ),
         "gradients": lambda: jaxcnn.gradients(NETWORK, LOSS, states, IMAGES, LABELS),
-        "evaluate": lambda: jaxcnn.evaluate(NETWORK, states, IMAGES, LABELS),
     }
     says = "state must be of one seed, got states of 3; take one of them, jax.tree.map(lambda leaf: leaf[0], states)"
     with pytest.raises(ValueError, match=f"^{name}: {re.escape(says)}"):

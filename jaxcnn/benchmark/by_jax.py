@@ -59,7 +59,9 @@ def first_statistics(problem: Problem) -> list[list[np.ndarray]]:
     return [[np.zeros(w.shape[-1], np.float32), np.ones(w.shape[-1], np.float32)] for w in layers]
 
 
-def prepare(problem: Problem, devices: int, *, scan: bool = False) -> Prepared:
+def prepare(
+    problem: Problem, devices: int, *, scan: bool = False, compiler_options: dict[str, str] | None = None
+) -> Prepared:
     """The batch is divided among the devices by its sharding alone."""
     logits_of = forward(problem.network)
 
@@ -82,7 +84,7 @@ def prepare(problem: Problem, devices: int, *, scan: bool = False) -> Prepared:
         return jax.device_put(tree, NamedSharding(mesh, P(*spec)))
 
     carry = put((problem.parameters, first_statistics(problem)))
-    jitted = jax.jit(many if scan else step, donate_argnums=0)
+    jitted = jax.jit(many if scan else step, donate_argnums=0, compiler_options=compiler_options)
     if scan:
         images, labels = (put(a.reshape(-1, *a.shape[2:])) for a in (problem.images, problem.labels))
         indices = np.arange(STEPS_A_SCAN * problem.labels.shape[1]) % len(labels)

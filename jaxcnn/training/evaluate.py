@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec as P
 from jaxcnn.layers import Layer
 from jaxcnn.rule import Rule, equally_varying
 from jaxcnn.rules.loss import softmax_cross_entropy
-from jaxcnn.training.arguments import require_one_seed
 from jaxcnn.training.devices import is_global, place
 from jaxcnn.training.metrics import counts_of
 from jaxcnn.training.samples import in_parts
@@ -41,7 +40,7 @@ def evaluate(
       {"loss": mean, "accuracy": fraction, "samples": M}; the accuracy as in `train_step`, none for a loss of numbers.
 
     Raises:
-      ValueError: no images, other than one label an image, a label outside the classes, states of several seeds.
+      ValueError: no images, other than one label an image, a label outside the classes.
 
     >>> import jaxcnn, optax
     >>> import jax.numpy as jnp
@@ -54,7 +53,6 @@ def evaluate(
     labels = np.asarray(labels)
     if samples == 0 or labels.shape[:1] != (samples,):
         raise ValueError(f"evaluate: needs one label for each image, got {samples} images and labels {labels.shape}")
-    require_one_seed("evaluate", state)
     if batch < 1:
         raise ValueError(f"evaluate: batch must be at least 1, got {batch}")
     if labels.dtype.kind in "iu" and (labels != labels.astype(np.int32)).any():
