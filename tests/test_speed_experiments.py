@@ -276,6 +276,17 @@ def test_the_ratios_are_of_medians(same_options):
     assert found == wanted
 
 
+def test_the_record_beside_jax_with_the_same_options_is_told():
+    record = json.loads((FOLDER / "same_options.json").read_text("utf-8"))
+    assert record["command"] == "python experiments/speed/same_options.py"
+    told = [[one["over_told"] for one in record["ratios"] if one["network"] == name] for name in ("two_conv", "source")]
+    (rest,) = [[one["over_told"] for one in record["ratios"] if one["network"] == "resnet20"]]
+    ranges = [f"{min(each):.1f} to {max(each):.1f}" for each in told]
+    readme = " ".join((FOLDER.parents[1] / "README.md").read_text("utf-8").split())
+    assert f"two_conv is {ranges[0]} times as fast as jax, the source's network, a step at a time, {ranges[1]}" in readme
+    assert [f"{ratio:.1f}" for ratio in rest] == ["1.1", "1.5", "1.5"]
+
+
 def test_files_and_memory_are_the_same_images(loading, tmp_path, monkeypatch):
     """And each way is timed, the waiting for images included."""
     for name, value in (("TRAIN", 64), ("TEST", 20), ("SECONDS", 0.01)):
